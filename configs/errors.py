@@ -20,3 +20,12 @@ def one_sentence() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+@contextmanager
+def refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Raise UserError with the message of any of these exceptions raised inside."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(str(error)) from error

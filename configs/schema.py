@@ -29,7 +29,7 @@ class ModelConfig:
 
     name: str = MISSING
     stages: list[StageConfig] = MISSING
-    extra_convs: int = 0  # spread evenly over the stages of several layers, deepest first (Sec. 2.2)
+    extra_convs: int = 0  # spread over the stages of several layers, deepest first (Sec. 2.2)
     spp: list[int] = MISSING  # pyramid levels: n stands for n x n bins
     fc: list[int] = field(default_factory=lambda: [4096, 4096])  # widths of fc1 and fc2
     scale: Any = MISSING  # default of data.scale
@@ -88,7 +88,7 @@ class ScheduleConfig:
     rates: list[float] = field(default_factory=lambda: [1e-2, 1e-3, 1e-4])
     patience: int = 5  # plateau: epochs without a better validation top-1 error before a switch
     min_improvement: float = 0.1  # plateau: what counts as better, points of top-1 error
-    switch_epochs: list[int] = field(default_factory=lambda: [30, 60])  # fixed: epochs of the switches
+    switch_epochs: list[int] = field(default_factory=lambda: [30, 60])  # fixed: when
 
 
 @dataclass
@@ -110,7 +110,7 @@ class TrainConfig:
     loader: LoaderConfig = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    experiment: Any = None  # a file of configs/experiment/: one row of a table, one curve of a figure
+    experiment: Any = None  # a file of configs/experiment/: a row of a table, a curve of a figure
 
     name: str = "${model.name}-${act.name}-${init.name}-${data.name}-seed${seed}"
     runs: str = "runs"  # folder of the run folders
@@ -150,6 +150,6 @@ class EvalConfig:
     square: bool = False  # ten views from the central square ([16]), not the entire image ([11])
     subset: int | None = None  # as val_subset of the run
     batch_size: int = 16  # images at once on a device (ten views: ten crops each)
-    precision: str = "bf16"  # fp32 | tf32 | bf16 | fp16
+    precision: str | None = None  # fp32 | tf32 | bf16 | fp16; None: as the run was trained
     device: str = "auto"  # auto | cpu | cuda
-    out: str | None = None  # result file; None: result-VIEWS.json in the checkpoint's run folder
+    out: str | None = None  # result file; None: result-VIEWS-SCALES.json in the run's folder

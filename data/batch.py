@@ -1,6 +1,6 @@
 """What a loader gives: the one contract that both loaders keep.
 
-    load(index, draws, crop, config) -> iterator of Batch, one for each Draws, in order
+load(index, draws, crop, loader, on_error, on_event) gives one Batch for each Draws, in order.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Batch:
     labels: torch.Tensor  # int64 [B]
     colours: torch.Tensor  # float32 [B, 3], grey levels, to be added to every pixel
     keys: torch.Tensor  # int64 [B]
-    indices: torch.Tensor  # int64 [B] the images really shown (a replaced one differs from its draw)
+    indices: torch.Tensor  # int64 [B] images shown: a replaced one differs from its draw
 
 
 def make_batch(

@@ -142,7 +142,9 @@ def subset(num_images: int, count: int | None) -> Ints:
     """
     if count is None or count >= num_images:
         return np.arange(num_images)
-    return np.sort(np.random.Generator(_philox(0, _STREAM_SUBSET, 0)).permutation(num_images)[:count])
+    return np.sort(
+        np.random.Generator(_philox(0, _STREAM_SUBSET, 0)).permutation(num_images)[:count]
+    )
 
 
 def resized_size(height: int, width: int, scale: int) -> tuple[int, int]:

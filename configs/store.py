@@ -1,0 +1,63 @@
+"""Compose the yaml files with the schema, and turn the result into plain objects."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from configs.errors import UserError
+from configs.schema import EvalConfig, TrainConfig
+
+T = TypeVar("T")
+
+
+def register() -> None:
+    """Make the schema known to Hydra; call before @hydra.main composes."""
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    ConfigStore.instance().store(name="eval_schema", node=EvalConfig)
+
+
+def to_config(raw: DictConfig, kind: type[T]) -> T:
+    """The composed configuration as the schema's plain objects, interpolations resolved.
+
+    Raises UserError for a value that must be given and is not.
+    """
+    try:
+        config = OmegaConf.to_object(raw)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} must be given: add {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    assert isinstance(config, kind)
+    return config
+
+
+def from_dict(values: dict[str, Any], kind: type[T]) -> T:
+    """The configuration that a checkpoint carries as plain values."""
+    return to_config(OmegaConf.merge(OmegaConf.structured(kind), values), kind)  # type: ignore[arg-type]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values of a configuration object, for yaml files and checkpoints."""
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config.yaml as plain values."""
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"model": {"name": "A"}} -> {"model.name": "A"}; lists stay whole."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

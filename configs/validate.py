@@ -1,0 +1,121 @@
+"""Checks that need more than one key, before anything is built or written."""
+
+from typing import Any
+
+from configs.errors import UserError
+from configs.schema import DataConfig, EvalConfig, ModelConfig, TrainConfig
+
+PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise UserError(sentence) unless the condition holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+def one_of(key: str, value: Any, choices: list[str]) -> None:
+    """Raise UserError unless the value of `key` is one of the choices."""
+    require(value in choices, f"{key}={value} is unknown: choose from {', '.join(choices)}")
+
+
+def scale_range(scale: Any) -> tuple[int, int]:
+    """data.scale as (low, high), both included; raises UserError for anything else."""
+    ends = scale if isinstance(scale, list) else [scale, scale]
+    if len(ends) != 2 or not all(isinstance(end, int) for end in ends) or ends[0] > ends[1]:
+        raise UserError(
+            f"data.scale={scale} must be a whole number or [low, high] with low <= high"
+        )
+    return ends[0], ends[1]
+
+
+def val_scale(data: DataConfig) -> int:
+    """Shorter side in validation: 256 for a crop of 224, in proportion for other crops."""
+    return data.val_scale or round(data.crop * 256 / 224)
+
+
+def micro_batch(config: TrainConfig, num_processes: int) -> int:
+    """Images at once on a device."""
+    return config.micro_batch or config.batch_size // num_processes
+
+
+def validate(config: TrainConfig, num_processes: int) -> None:
+    """Refuse what cannot be trained; raises UserError with one sentence."""
+    one_of("precision", config.precision, PRECISIONS)
+    one_of("parallel", config.parallel, ["ddp"])
+    one_of("device", config.device, ["auto", "cpu", "cuda"])
+    one_of("schedule.rule", config.schedule.rule, ["plateau", "fixed"])
+    one_of("init.rule", config.init.rule, ["he", "he_forward", "xavier", "gaussian"])
+    one_of("loader.device", config.loader.device, ["auto", "cpu", "gpu"])
+    _validate_model(config.model)
+    _validate_data(config.data)
+    _validate_amounts(config)
+    share, rest = divmod(config.batch_size, num_processes)
+    require(
+        rest == 0 and share > 0,
+        f"batch_size={config.batch_size} is not divisible by {num_processes} processes",
+    )
+    micro = micro_batch(config, num_processes)
+    require(
+        micro > 0 and share % micro == 0,
+        f"micro_batch={micro} does not divide the {share} images of a process's share",
+    )
+
+
+def _validate_model(model: ModelConfig) -> None:
+    require(len(model.fc) == 2, f"model.fc={model.fc} must give the widths of fc1 and fc2")
+    require(
+        len(model.spp) > 0 and min(model.spp) > 0,
+        f"model.spp={model.spp} must list at least one level, each at least 1",
+    )
+    require(model.extra_convs >= 0, f"model.extra_convs={model.extra_convs} is negative")
+
+
+def _validate_data(data: DataConfig) -> None:
+    one_of("data.on_error", data.on_error, ["stop", "skip"])
+    low, _ = scale_range(data.scale)
+    require(
+        low >= data.crop,
+        f"data.scale={data.scale} is smaller than data.crop={data.crop}: no crop fits",
+    )
+    require(
+        val_scale(data) >= data.crop,
+        f"data.val_scale={data.val_scale} is smaller than data.crop={data.crop}: no crop fits",
+    )
+
+
+def _validate_amounts(config: TrainConfig) -> None:
+    positive = {
+        "epochs": config.epochs,
+        "log_every": config.log_every,
+        "batch_size": config.batch_size,
+        "data.crop": config.data.crop,
+        "max_steps": config.max_steps,
+        "val_subset": config.val_subset,
+        "data.num_classes": config.data.num_classes,
+        "loader.prefetch": config.loader.prefetch,
+    }
+    for key, value in positive.items():
+        require(value is None or value > 0, f"{key}={value} must be at least 1")
+    require(0 <= config.dropout < 1, f"dropout={config.dropout} must be in [0, 1)")
+    require(0 <= config.seed < 2**31, f"seed={config.seed} must be in [0, 2^31)")
+    rates = config.schedule.rates
+    require(len(rates) > 0 and min(rates) > 0, f"schedule.rates={rates} must be positive")
+    require(
+        config.schedule.rule == "plateau" or len(config.schedule.switch_epochs) == len(rates) - 1,
+        f"schedule.switch_epochs={config.schedule.switch_epochs} must have one epoch fewer than "
+        f"schedule.rates={rates} has rates",
+    )
+
+
+def validate_eval(config: EvalConfig) -> None:
+    """Refuse what cannot be evaluated; raises UserError with one sentence."""
+    if config.precision is not None:
+        one_of("precision", config.precision, PRECISIONS)
+    one_of("device", config.device, ["auto", "cpu", "cuda"])
+    one_of("views", config.views, ["centre", "ten"])
+    require(config.batch_size > 0, f"batch_size={config.batch_size} must be at least 1")
+    require(
+        config.scales is None or len(config.scales) > 0,
+        "scales=[] lists no scale: give at least one shorter side",
+    )

@@ -1,0 +1,179 @@
+"""Drawing of the generated set's images: one pattern a class, everything else left to chance.
+
+What tells the classes apart is the texture. Colours, contrast, polarity, frequency, orientation,
+place, lighting, background and what lies in front vary alike in every class, so that no colour
+statistic gives the class away.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+Map = npt.NDArray[np.floating[Any]]  # float32 in fact
+Rng = np.random.Generator
+
+_MIN_CONTRAST = 50.0  # luma between a pattern's two colours, so that grey images are solvable too
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def _noise(rng: Rng, height: int, width: int, cells: float) -> Map:
+    """Smooth noise [height, width], about N(0, 1): `cells` grid cells along the shorter side."""
+    side = min(height, width) / cells
+    shape = (max(int(height / side), 1) + 3, max(int(width / side), 1) + 3)
+    grid = Image.fromarray(rng.standard_normal(shape, np.float32))
+    # Cubic interpolation between grid points; the border cells, where it has no data, are cut off.
+    box = (1.0, 1.0, 1.0 + width / side, 1.0 + height / side)
+    return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _cell(t: Map) -> Map:
+    """Place inside the unit cell, in [-0.5, 0.5)."""
+    return t - np.floor(t) - 0.5
+
+
+# A pattern is a map of two coordinates, in periods: positive inside the figure, negative outside,
+# of about unit size, its sign change being the figure's edge.
+
+
+def _stripes(u: Map, v: Map, rng: Rng) -> Map:
+    return np.sin(2 * np.pi * u)
+
+
+def _checker(u: Map, v: Map, rng: Rng) -> Map:
+    return 2 * np.sin(np.pi * u) * np.sin(np.pi * v)
+
+
+def _dots(u: Map, v: Map, rng: Rng) -> Map:
+    return 5 * (rng.uniform(0.26, 0.36) - np.hypot(_cell(u + 0.5 * (np.floor(v) % 2)), _cell(v)))
+
+
+def _rings(u: Map, v: Map, rng: Rng) -> Map:
+    return np.sin(2 * np.pi * np.hypot(u, v))
+
+
+def _zigzag(u: Map, v: Map, rng: Rng) -> Map:
+    return np.sin(2 * np.pi * (u + rng.uniform(1.4, 2.0) * np.abs(_cell(0.6 * v))))
+
+
+def _crosses(u: Map, v: Map, rng: Rng) -> Map:
+    a, b = np.abs(_cell(u)), np.abs(_cell(v))
+    half, arm = rng.uniform(0.09, 0.14), rng.uniform(0.36, 0.44)
+    return 8 * np.maximum(np.minimum(half - a, arm - b), np.minimum(half - b, arm - a))
+
+
+def _blobs(u: Map, v: Map, rng: Rng) -> Map:
+    return 1.5 * _noise(rng, u.shape[0], u.shape[1], rng.uniform(6, 10))
+
+
+def _bricks(u: Map, v: Map, rng: Rng) -> Map:
+    a = np.abs(_cell(0.5 * u + 0.5 * (np.floor(v) % 2)))
+    joint = rng.uniform(0.07, 0.13)
+    return 8 * np.minimum(0.5 - np.abs(_cell(v)) - joint, 2 * (0.5 - a) - joint)
+
+
+def _spokes(u: Map, v: Map, rng: Rng) -> Map:
+    return 1.5 * np.sin(int(rng.integers(7, 14)) * np.arctan2(v, u))
+
+
+def _scales(u: Map, v: Map, rng: Rng) -> Map:
+    """Overlapping discs in rows, as on a fish, each seen as an arc."""
+    u, v = 1.4 * u, 1.4 * v
+    radius = np.zeros_like(u)
+    for row in (np.floor(v) + 1, np.floor(v)):  # the second hides the first
+        reach = np.hypot(2 * _cell(0.5 * (u + row)), v - row)
+        radius = np.where(reach < 1, reach, radius)
+    return 4 * (np.abs(radius - 0.8) - 0.14)
+
+
+PATTERNS: dict[str, Callable[[Map, Map, Rng], Map]] = {
+    "stripes": _stripes,
+    "checker": _checker,
+    "dots": _dots,
+    "rings": _rings,
+    "zigzag": _zigzag,
+    "crosses": _crosses,
+    "blobs": _blobs,
+    "bricks": _bricks,
+    "spokes": _spokes,
+    "scales": _scales,
+}
+
+
+def _coordinates(rng: Rng, height: int, width: int) -> tuple[Map, Map, Map, Map]:
+    """(y, x) in shorter sides from the centre, and (u, v): turned, moved, bent, in periods."""
+    side = min(height, width)
+    y, x = np.mgrid[:height, :width].astype(np.float32) / side
+    y, x = y - np.float32(height / side / 2), x - np.float32(width / side / 2)
+    angle = rng.uniform(-0.6, 0.6) + int(rng.integers(2)) * math.pi / 2
+    frequency = rng.uniform(5.0, 9.0)  # periods along the shorter side
+    stretch = math.exp(rng.uniform(-0.15, 0.15))
+    y0, x0 = rng.uniform(-0.25, 0.25, 2).tolist()
+    cos, sin = math.cos(angle), math.sin(angle)
+    bend = rng.uniform(0.0, 0.25)
+    u = frequency * stretch * (cos * (x - x0) + sin * (y - y0))
+    v = frequency / stretch * (cos * (y - y0) - sin * (x - x0))
+    u = u + bend * _noise(rng, height, width, 2.5)
+    v = v + bend * _noise(rng, height, width, 2.5)
+    return y, x, u, v
+
+
+def _two_colours(rng: Rng) -> npt.NDArray[np.float32]:
+    """[2, 3] RGB colours, far enough apart in luma; which is the lighter one is chance."""
+    while True:
+        pair = rng.uniform(10, 245, (2, 3)).astype(np.float32)
+        if abs(float((pair[0] - pair[1]) @ _LUMA)) > _MIN_CONTRAST:
+            return pair
+
+
+def _clutter(rng: Rng, height: int, width: int) -> Map:
+    """A background [3, height, width] of cloudy colours at several sizes."""
+    fine = _noise(rng, height, width, rng.uniform(8, 24))
+    planes = [
+        rng.uniform(60, 195)
+        + 35 * _noise(rng, height, width, rng.uniform(1.5, 4))
+        + rng.uniform(5, 20) * fine
+        for _ in range(3)
+    ]
+    return np.stack(planes)
+
+
+def _put_in_front(rng: Rng, picture: Image.Image) -> None:
+    """A few small shapes of one colour each, which hide some of the figure."""
+    draw, side = ImageDraw.Draw(picture), min(picture.size)
+    for _ in range(rng.integers(0, 5)):
+        x, y = rng.uniform(0, picture.width), rng.uniform(0, picture.height)
+        w, h = rng.uniform(0.05, 0.22, 2) * side
+        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+        shape = draw.ellipse if rng.integers(2) else draw.rectangle
+        shape((x - w / 2, y - h / 2, x + w / 2, y + h / 2), fill=colour)
+
+
+def draw_image(pattern: str, rng: Rng, height: int, width: int) -> Image.Image:
+    """An RGB image of the class `pattern`, `height` x `width` pixels, all else drawn from `rng`."""
+    y, x, u, v = _coordinates(rng, height, width)
+    ink = 0.5 + 0.5 * np.tanh(rng.uniform(1.5, 4.0) * PATTERNS[pattern](u, v, rng))
+    first, second = _two_colours(rng)[:, :, None, None]
+    figure = first + ink * (second - first)
+    # The figure fills a rounded area over most of the image; around it lies the background.
+    side = min(height, width)
+    reach_y = rng.uniform(0.4, 0.6) * height / side
+    reach_x = rng.uniform(0.4, 0.6) * width / side
+    y0, x0 = rng.uniform(-0.08, 0.08, 2).tolist()
+    outside = ((y - y0) / reach_y) ** 2, ((x - x0) / reach_x) ** 2
+    for _ in range(rng.integers(3)):  # an ellipse, or squarer
+        outside = outside[0] ** 2, outside[1] ** 2
+    cover = (1.1 - outside[0] - outside[1]) * rng.uniform(4, 12)
+    cover = np.clip(cover, 0, rng.uniform(0.75, 1.0))
+    picture = _clutter(rng, height, width)
+    picture += cover * (figure - picture)
+    slope_y, slope_x = rng.uniform(-0.4, 0.4, 2).tolist()
+    picture *= rng.uniform(0.75, 1.2) * (1 + slope_y * y + slope_x * x)
+    picture += rng.uniform(1, 8) * rng.standard_normal((height, width), np.float32)
+    pixels = np.clip(np.rint(picture, out=picture), 0, 255, out=picture).astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    _put_in_front(rng, image)
+    return image

@@ -1,0 +1,129 @@
+"""The torchvision loader: Pillow in the worker processes of torch's DataLoader.
+
+As torchvision's ImageFolder reads, and where DALI cannot be installed. Pillow decodes no regions:
+all of a JPEG is decoded, only the crop's rectangle is resized.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from configs.errors import UserError
+from configs.schema import LoaderConfig
+from data.batch import Batch, make_batch
+from data.draws import Draws, Ints
+from data.files import Replaced, Replacements, decode_rgb, find_image
+from data.geometry import view
+from data.index import ImageIndex
+
+
+def show(
+    data: bytes, scale: int, place: Ints, flip: bool, crop: int | None
+) -> npt.NDArray[np.uint8]:
+    """Decode a file and show it as drawn: uint8 [crop, crop, 3], or [h, w, 3] if crop=None.
+
+    Raises BadImage.
+    """
+    image = decode_rgb(data)
+    shown = view(image.height, image.width, scale, place, crop)
+    (top, left), (bottom, right), (height, width) = shown.start, shown.end, shown.size
+    resized = image.resize(
+        (width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+    )
+    pixels = np.asarray(resized)
+    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+
+
+@dataclass
+class _Images(Dataset[Any]):
+    """A map from Draws to what a worker makes of them."""
+
+    index: ImageIndex
+    crop: int | None
+    on_error: str
+
+    def __getitem__(self, draws: Draws) -> tuple[Any, ...] | str:
+        """(draws, images, shown, replaced), or the message of a UserError.
+
+        An exception would reach the user wrapped in the worker's traceback.
+        """
+        crops = None
+        if self.crop is not None:
+            crops = torch.empty((len(draws), self.crop, self.crop, 3), dtype=torch.uint8)
+        images, shown, replaced = [], [], list[Replaced]()
+        for row, i in enumerate(draws.indices):
+            prepare = partial(
+                show,
+                scale=int(draws.scales[row]),
+                place=draws.places[row],
+                flip=bool(draws.flips[row]),
+                crop=self.crop,
+            )
+            try:
+                found = find_image(self.index, int(i), prepare, self.on_error)
+            except UserError as error:
+                return str(error)
+            shown.append(found.shown)
+            replaced += found.replaced
+            if crops is None:
+                images.append(torch.from_numpy(found.value.copy()))
+            else:
+                crops.numpy()[row] = found.value
+        return draws, images if crops is None else crops, np.array(shown, np.int64), replaced
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) -> DataLoader[Any]:
+    """A DataLoader of whole batches: its sampler's items are Draws, one worker makes one batch."""
+    workers = len(os.sched_getaffinity(0)) if config.workers is None else config.workers
+    options: dict[str, Any] = {}
+    if workers:
+        # Workers are forked from a clean server: a fork of this process would inherit locks held
+        # by the threads of CUDA, DALI or TensorBoard, which do not exist in the child to free
+        # them; a spawned worker would take seconds to import torch each time.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__])
+        options = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
+    return DataLoader(
+        images,
+        batch_size=None,
+        sampler=draws,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        **options,
+    )
+
+
+def batches(
+    index: ImageIndex,
+    draws: Iterable[Draws],
+    crop: int | None,
+    config: LoaderConfig,
+    on_error: str,
+    on_event: Callable[[str], None],
+) -> Generator[Batch]:
+    """See data.load.load. Images are CPU tensors, in pinned memory if there is a GPU."""
+    replacements = Replacements(index, on_event)
+    made = iter(_data_loader(_Images(index, crop, on_error), draws, config))
+    try:
+        for result in made:
+            if isinstance(result, str):
+                raise UserError(result)
+            drawn, images, shown, replaced = result
+            replacements.tell(replaced)
+            yield make_batch(images, index.labels[shown], drawn, shown)
+    finally:
+        del made  # its destructor ends the workers

@@ -1,0 +1,71 @@
+"""The processes of a job. One process is a world of size 1: the same calls, doing nothing."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from configs.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, of how many, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's rows of a batch of `count`, which `size` divides."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the processes, on the CPU; every process gets it."""
+        if self.size == 1:
+            return values.cpu()
+        total = values.to(self.device)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _device(choice: str, local_rank: int) -> torch.device:
+    """Raises UserError where a GPU is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise UserError("device=cuda, but torch finds no GPU here: use device=cpu")
+    if choice == "cpu" or not available:
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def open_world(device: str) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone; leave them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = _device(device, local_rank)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, chosen)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""What a run writes down: metrics.jsonl, TensorBoard, and a line or a bar for the person."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from engine.checkpoint import write_atomically
+from models.activations import PReLU
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; one cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class Log:
+    """Writes for the main process; on the others every call does nothing.
+
+    Opened at step S it forgets what was written after S, so that a resumed run leaves the same
+    lines as an undisturbed one.
+    """
+
+    def __init__(self, folder: Path, step: int, total: int, active: bool) -> None:
+        self.active = active
+        if not active:
+            return
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept) if step else ""
+        write_atomically(self.path, lambda file: file.write(text.encode()))
+        self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
+        # What TensorBoard saw at or after purge_step is hidden: curves do not run back.
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.bar = tqdm(total=total, initial=step, unit="step", disable=not sys.stderr.isatty())
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One line of metrics.jsonl; numbers go to TensorBoard too."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
+        for key, value in values.items():
+            if isinstance(value, int | float) and key != "epoch":
+                self.board.add_scalar(f"{kind}/{key}", value, step)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self.active:
+            self.bar.clear()
+            print(text, flush=True)
+
+    def advance(self, **shown: str) -> None:
+        """One step done, for the progress bar of a terminal."""
+        if self.active:
+            self.bar.update()
+            if shown:
+                self.bar.set_postfix(shown)
+
+    def layers(self, step: int, network: nn.Module) -> None:
+        """Gradient norm of every weight, and the slopes of every PReLU, to TensorBoard."""
+        if not self.active:
+            return
+        named = [(n, p.grad) for n, p in network.named_parameters() if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm([grad for _, grad in named])).tolist()
+        for (name, _), norm in zip(named, norms, strict=True):
+            self.board.add_scalar(f"gradient_norm/{name}", norm, step)
+        for name, module in network.named_modules():
+            if isinstance(module, PReLU):
+                slopes = module.slopes.detach().float()
+                self.board.add_scalar(f"slope/{name}", slopes.mean().item(), step)
+
+    def picture(self, step: int, name: str, inputs: Tensor) -> None:
+        """A grid of network inputs (grey levels, mean subtracted) as the network sees them."""
+        if not self.active:
+            return
+        from torchvision.utils import make_grid
+
+        grid = make_grid(inputs[:32].float().cpu(), nrow=8)
+        self.board.add_image(name, ((grid + 128) / 255).clamp(0, 1), step)
+
+    def sync(self) -> None:
+        """Bring everything written so far to the disk: a checkpoint must not be ahead of it."""
+        if self.active:
+            os.fsync(self.file.fileno())
+            self.board.flush()
+
+    def close(self) -> None:
+        """Write out and close all files."""
+        if self.active:
+            self.sync()
+            self.file.close()
+            self.board.close()
+            self.bar.close()

@@ -1,0 +1,234 @@
+"""The training loop: epochs of steps, a validation after each, and checkpoints between."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import UserError
+from configs.schema import TrainConfig
+from data.batch import Batch
+from data.normalise import network_input
+from engine.checkpoint import keep_epoch, load_checkpoint, save_checkpoint
+from engine.distributed import World
+from engine.log import Log
+from engine.optim import set_learning_rate
+from engine.schedule import learning_rate
+from engine.step import TrainingStep
+
+
+@dataclass
+class Progress:
+    """How far a run is: with the tensors, all that a checkpoint remembers."""
+
+    step: int = 0  # optimiser steps done
+    val_errors: list[float] = field(default_factory=list)  # top-1 error (%) of each epoch done
+    best: float = math.inf  # lowest of all validations
+    window: list[float] = field(default_factory=list)  # losses since the last metrics line
+
+
+class ValErrors(Protocol):
+    """What a validation finds."""
+
+    @property
+    def images(self) -> int: ...  # seen
+
+    @property
+    def top1_error(self) -> float: ...  # percent
+
+    @property
+    def top5_error(self) -> float: ...  # percent
+
+
+@dataclass
+class Trainer:
+    """One run. `batches(step)` gives the process's share of every batch from `step` on."""
+
+    config: TrainConfig
+    settings: dict[str, Any]  # the configuration as plain values, kept in every checkpoint
+    dataset: str  # fingerprint of the training set
+    num_images: int
+    classes: list[str]
+    world: World
+    folder: Path
+    network: nn.Module  # without wrappers
+    step: TrainingStep
+    batches: Callable[[int], Generator[Batch]]
+    validate: Callable[[], ValErrors]
+
+    def __post_init__(self) -> None:
+        self.progress = Progress()
+        self.unread: list[Tensor] = []  # losses still on the device
+        steps = self.last_step_of(self.config.epochs - 1)
+        self.total = min(steps, self.config.max_steps or steps)
+
+    def last_step_of(self, epoch: int) -> int:
+        """Steps done once every image of epochs 0 .. epoch was seen."""
+        return math.ceil((epoch + 1) * self.num_images / self.config.batch_size)
+
+    def note(self, what: str) -> None:
+        """Record an event, such as an image that could not be read."""
+        self.log.write("event", self.progress.step, epoch=len(self.progress.val_errors), what=what)
+        self.log.say(what)
+
+    def fit(self) -> None:
+        """Train to the end, from the last checkpoint if there is one."""
+        self.resume()
+        self.log = Log(self.folder, self.progress.step, self.total, self.world.is_main)
+        try:
+            if self.progress.step:
+                self.log.say(f"resuming {self.folder} at step {self.progress.step} of {self.total}")
+            with closing(self.batches(self.progress.step)) as stream:
+                while self.progress.step < self.total:
+                    self.train_one_epoch(stream)
+        finally:
+            self.log.close()
+
+    def train_one_epoch(self, stream: Iterator[Batch]) -> None:
+        """From where the run is to the end of its epoch; validate; save."""
+        epoch = len(self.progress.val_errors)
+        rate = learning_rate(self.config.schedule, self.progress.val_errors)
+        set_learning_rate(self.step.optimizer, rate)
+        end = self.last_step_of(epoch)
+        every = self.config.checkpoint.every_steps
+        self.clock, self.waited, self.since = time.perf_counter(), 0.0, self.progress.step
+        while self.progress.step < min(end, self.total):
+            self.train_one_step(stream, epoch, rate)
+            step = self.progress.step
+            if step < min(end, self.total) and every and step % every == 0:
+                self.save("last.pt")
+        error = self.evaluate(epoch)
+        if self.progress.step < end:  # max_steps cut the epoch: it does not count in the schedule
+            self.save("last.pt")
+            return
+        self.progress.val_errors.append(error)
+        self.save("last.pt")
+        if self.world.is_main:
+            keep_epoch(self.folder / "checkpoints", epoch, self.config.checkpoint.keep)
+
+    def train_one_step(self, stream: Iterator[Batch], epoch: int, rate: float) -> None:
+        """Fetch, step, and every `log_every` steps write a metrics line."""
+        before = time.perf_counter()
+        batch = next(stream)
+        self.waited += time.perf_counter() - before
+        if self.progress.step == 0:
+            self.show(batch)
+        self.unread.append(self.step(batch))
+        self.progress.step += 1
+        step = self.progress.step
+        if step % self.config.log_every and step != self.total:
+            self.log.advance()
+            return
+        self.read_losses()
+        seconds = time.perf_counter() - self.clock
+        done = step - self.since
+        values = {
+            "epoch": epoch,
+            "loss": math.fsum(self.progress.window) / len(self.progress.window),
+            "lr": rate,
+            "images_per_second": done * self.config.batch_size / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        self.log.write("train", step, **values)
+        self.log.layers(step, self.network)
+        self.log.advance(loss=f"{values['loss']:.4f}")
+        self.report(step, values)
+        self.progress.window = []
+        self.clock, self.waited, self.since = time.perf_counter(), 0.0, step
+
+    def report(self, step: int, values: dict[str, Any]) -> None:
+        """The metrics line for a person."""
+        self.log.say(
+            f"step {step}/{self.total}  epoch {values['epoch']}  loss {values['loss']:.4f}  "
+            f"lr {values['lr']:g}  {values['images_per_second']:.1f} images/s  "
+            f"waiting for data {100 * values['data_wait']:.0f} %"
+        )
+
+    def show(self, batch: Batch) -> None:
+        """The first batch as a picture, as the network sees it."""
+        assert isinstance(batch.images, Tensor)
+        mean = self.step.mean
+        images = batch.images[:32].to(mean.device)
+        colours = batch.colours[:32].to(mean.device)
+        self.log.picture(0, "augmented_batch", network_input(images, mean, colours))
+
+    def read_losses(self) -> None:
+        """Fetch the losses that wait on the device, averaged over the processes.
+
+        Raises UserError, naming the step, if one is not a number; what is saved stays as it is.
+        """
+        if not self.unread:
+            return
+        losses = self.world.sum(torch.stack(self.unread).double()) / self.world.size
+        first = self.progress.step - len(self.unread) + 1
+        self.unread = []
+        for offset, loss in enumerate(losses.tolist()):
+            if not math.isfinite(loss):
+                raise UserError(self.not_finite(f"the loss became {loss} at step {first + offset}"))
+            self.progress.window.append(loss)
+
+    def not_finite(self, what: str) -> str:
+        """The sentence for a run that diverged."""
+        last = self.folder / "checkpoints" / "last.pt"
+        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
+        return f"{what}; {kept}; try a smaller schedule.rates or precision=fp32"
+
+    def evaluate(self, epoch: int) -> float:
+        """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
+        self.read_losses()
+        errors = self.validate()
+        step = self.progress.step
+        values = {key: getattr(errors, key) for key in ("top1_error", "top5_error", "images")}
+        self.log.write("val", step, epoch=epoch, **values)
+        self.log.say(
+            f"epoch {epoch}, step {step}: top-1 error {errors.top1_error:.2f} %, top-5 error "
+            f"{errors.top5_error:.2f} % on {errors.images} validation images"
+        )
+        if errors.top1_error < self.progress.best:
+            self.progress.best = errors.top1_error
+            self.save("best.pt")
+        return errors.top1_error
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint of what has been done so far; best.pt has no optimiser state."""
+        self.read_losses()
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.network.parameters()]))
+        if not bool(norms.isfinite().all()):
+            step = self.progress.step
+            raise UserError(self.not_finite(f"a weight is not finite after step {step}"))
+        if not self.world.is_main:
+            return
+        self.log.sync()
+        state: dict[str, Any] = {
+            "config": self.settings,
+            "classes": self.classes,
+            "dataset": self.dataset,
+            "progress": asdict(self.progress),
+            "network": self.network.state_dict(),
+        }
+        if name != "best.pt":
+            state["optimizer"] = self.step.optimizer.state_dict()
+            state["scaler"] = self.step.scaler.state_dict()
+        save_checkpoint(self.folder / "checkpoints" / name, state)
+
+    def resume(self) -> None:
+        """Go back to last.pt, if there is one; raises UserError if it belongs to another run."""
+        path = self.folder / "checkpoints" / "last.pt"
+        if not path.exists():
+            return
+        state = load_checkpoint(path)
+        if state["dataset"] != self.dataset:
+            raise UserError(
+                f"{path} was trained on other images than {self.config.data.root} holds now: "
+                "give name=... for a new run"
+            )
+        self.network.load_state_dict(state["network"])
+        self.step.optimizer.load_state_dict(state["optimizer"])
+        self.step.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])

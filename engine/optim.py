@@ -1,0 +1,40 @@
+"""SGD as the paper runs it (Sec. 3, Eq. 4)."""
+
+import torch
+from torch import nn
+
+
+def build_optimizer(
+    network: nn.Module, rate: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
+    """SGD with momentum; weight decay on the weights of conv and fc layers only.
+
+    Slopes are never decayed: decay would push PReLU towards ReLU (Sec. 2.1). Biases are not
+    either; the paper does not say, and decaying them only shifts the outputs towards zero without
+    limiting what the network can express.
+    """
+    weights = [p for name, p in network.named_parameters() if name.endswith(".weight")]
+    others = [p for name, p in network.named_parameters() if not name.endswith(".weight")]
+    groups = [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum)
+
+
+@torch.no_grad()
+def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+    """Change the rate so that the update stays Eq. 4: v := mu v - rate dE/dw, w := w + v.
+
+    torch keeps the velocity without the rate (w := w - rate * buffer). Rescaling the buffers at a
+    switch keeps what the velocity was worth, as Eq. 4 does; left alone, torch would cut the
+    accumulated velocity by the same factor as the rate.
+    """
+    for group in optimizer.param_groups:
+        if group["lr"] == rate:
+            continue
+        for parameter in group["params"]:
+            buffer = optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                buffer.mul_(group["lr"] / rate)
+        group["lr"] = rate

@@ -1,0 +1,37 @@
+"""fp32, tf32, bf16 and fp16 as one path: an autocast and a gradient scaler that may do nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from configs.errors import UserError
+
+_AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a network computes on a device; weights and their updates are always fp32."""
+
+    name: str
+    device: torch.device
+
+    def autocast(self) -> Any:
+        """Context for the forward pass."""
+        dtype = _AUTOCAST[self.name]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for fp16; for the others it passes everything through."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def set_precision(name: str, device: torch.device) -> Precision:
+    """Choose the arithmetic for the process; raises UserError for what the device cannot do."""
+    if device.type == "cpu" and name in ("tf32", "fp16"):
+        raise UserError(f"precision={name} needs a GPU: use precision=fp32 or bf16 on the CPU")
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    torch.backends.cudnn.benchmark = True  # shapes are static
+    return Precision(name, device)

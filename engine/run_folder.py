@@ -1,0 +1,76 @@
+"""runs/NAME/: one run, its configuration, and the refusal to mix two runs in one folder."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from configs.errors import UserError
+from configs.store import flatten, read_yaml
+from engine.checkpoint import write_atomically
+from engine.distributed import World
+
+# Keys that may change between the sessions of one run: they do not change what is computed. The
+# data set may move, its content is compared through the index's fingerprint.
+FREE_KEYS = {"max_steps", "log_every", "runs", "data.root", "data.on_error", "device"}
+FREE_GROUPS = ("loader.", "checkpoint.")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every key whose change makes it another run."""
+    before, after = flatten(old), flatten(new)
+    keys = sorted(before.keys() | after.keys())
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in keys
+        if before.get(key) != after.get(key)
+        and key not in FREE_KEYS
+        and not key.startswith(FREE_GROUPS)
+    ]
+
+
+@contextmanager
+def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[None]:
+    """Make or reopen a run folder for `config`, and hold it as long as the context lasts.
+
+    Raises UserError if the folder holds a run of another configuration (with the differences), is
+    in use by another process, or cannot be written.
+    """
+    if not world.is_main:
+        yield
+        return
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as lock:
+            _hold(lock, folder)
+            _write_config(folder, config)
+            yield
+    except OSError as error:
+        if error.filename is None or not str(error.filename).startswith(str(folder)):
+            raise
+        raise UserError(f"cannot write to {folder} ({error.strerror})") from error
+
+
+def _hold(lock: IO[str], folder: Path) -> None:
+    """Lock the folder until the file is closed, as it is when the process dies."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process is training in {folder}: give name=...") from error
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    """config.yaml of a new run, or the comparison with that of an old one."""
+    path = folder / "config.yaml"
+    if path.exists():
+        changed = differences(read_yaml(path), config)
+        if changed:
+            raise UserError(
+                f"{folder} is a run of another configuration ({'; '.join(changed)}): "
+                "give name=... for a new run, or the old values to resume"
+            )
+    text = OmegaConf.to_yaml(OmegaConf.create(config))
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,59 @@
+"""One optimiser step: forward, backward and update over a batch, in one or several rounds."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.batch import Batch
+from data.normalise import network_input
+from engine.precision import Precision
+
+
+class TrainingStep:
+    """Holds what a step needs; calling it with a process's share of a batch does the step."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.SGD,
+        mean: Tensor,
+        precision: Precision,
+        micro_batch: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.network, self.optimizer, self.mean = network, optimizer, mean
+        self.precision, self.micro_batch = precision, micro_batch
+        self.scaler = precision.scaler()
+        self.loss: Callable[..., Tensor] = torch.compile(self._loss) if compiled else self._loss
+
+    def _loss(self, images: Tensor, colours: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of some images; masks and colours follow from what was drawn."""
+        with self.precision.autocast():
+            logits = self.network(network_input(images, self.mean, colours), keys)
+        return F.cross_entropy(logits.float(), labels)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Update the weights; returns this process's mean loss, on the device, not yet read."""
+        assert isinstance(batch.images, Tensor)
+        device, size = self.precision.device, len(batch.labels)
+        parts = [batch.images, batch.colours, batch.keys, batch.labels]
+        images, colours, keys, labels = [part.to(device, non_blocking=True) for part in parts]
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for first in range(0, size, self.micro_batch):
+            rows = slice(first, first + self.micro_batch)
+            if isinstance(self.network, DistributedDataParallel):
+                # Gradients travel once, with the last round.
+                self.network.require_backward_grad_sync = rows.stop >= size
+            loss = self.loss(images[rows], colours[rows], keys[rows], labels[rows])
+            loss = loss * (self.micro_batch / size)
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return total

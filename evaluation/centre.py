@@ -1,0 +1,36 @@
+"""The centre-crop measure of training: what Figs. 2 and 3 plot."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from data.batch import Batch
+from data.normalise import network_input
+from engine.distributed import World
+from engine.precision import Precision
+from evaluation.errors import ErrorCounts
+
+
+@torch.inference_mode()
+def class_probabilities(
+    network: nn.Module, images: Tensor, mean: Tensor, precision: Precision
+) -> Tensor:
+    """Softmax scores float32 [B, K], on the device, of uint8 crops [B, H, W, 3]."""
+    images = images.to(precision.device, non_blocking=True)
+    with precision.autocast():
+        logits = network(network_input(images, mean))
+    return logits.float().softmax(1)
+
+
+def centre_errors(
+    network: nn.Module, batches: Iterable[Batch], mean: Tensor, precision: Precision, world: World
+) -> ErrorCounts:
+    """Errors over all processes' batches of centre crops, every image counted once."""
+    total = ErrorCounts()
+    for batch in batches:
+        assert isinstance(batch.images, Tensor)
+        scores = class_probabilities(network, batch.images, mean, precision)
+        total += ErrorCounts.of(scores, batch.labels.to(scores.device))
+    counts = torch.tensor([total.images, total.wrong_top1, total.wrong_top5])
+    return ErrorCounts(*world.sum(counts).tolist())

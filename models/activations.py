@@ -1,0 +1,52 @@
+"""The rectifiers of Sec. 2.1."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from configs.schema import ActConfig
+
+
+class FixedRectifier(nn.Module):
+    """Eq. 1 with a slope that is not learned: ReLU (a = 0) or Leaky ReLU (a small)."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[B, C, ...] -> the same shape."""
+        return F.relu(y) if self.slope == 0 else F.leaky_relu(y, self.slope)
+
+    def extra_repr(self) -> str:
+        return f"slope={self.slope}"
+
+
+class PReLU(nn.Module):
+    """Eq. 1: f(y_i) = max(0, y_i) + a_i * min(0, y_i), with a_i learned.
+
+    `slopes` holds one a for each channel, or a single one for the layer (channel-shared). Its
+    gradient is Eq. 2-3: the sum of dE/df * y over all positions with y <= 0. Its range is not
+    constrained.
+    """
+
+    def __init__(self, num_slopes: int, start: float) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.full((num_slopes,), start))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[B, C, ...] -> the same shape."""
+        return F.prelu(y, self.slopes.to(y.dtype))
+
+    def extra_repr(self) -> str:
+        return f"num_slopes={self.slopes.numel()}"
+
+
+def build_rectifier(act: "ActConfig", num_channels: int) -> nn.Module:
+    """The rectifier after a layer of `num_channels` outputs."""
+    if act.learned:
+        return PReLU(1 if act.shared else num_channels, act.slope)
+    return FixedRectifier(act.slope)

@@ -1,0 +1,99 @@
+"""Builds any architecture of configs/model/: trunk (convolutions), spp, head (fc layers)."""
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from models.activations import build_rectifier
+from models.dropout import Dropout
+from models.init import initialise
+from models.spp import SpatialPyramidPooling
+
+if TYPE_CHECKING:
+    from configs.schema import ActConfig, InitConfig, ModelConfig
+
+IMAGE_CHANNELS = 3
+
+
+class Head(nn.Module):
+    """fc1 and fc2, each with rectifier and dropout, and fc3: bin features -> logits."""
+
+    def __init__(
+        self, num_features: int, widths: list[int], num_classes: int, act: "ActConfig", drop: float
+    ) -> None:
+        super().__init__()
+        width1, width2 = widths
+        self.fc1 = nn.Linear(num_features, width1)
+        self.rect1 = build_rectifier(act, width1)
+        self.drop1 = Dropout(drop, layer=1)
+        self.fc2 = nn.Linear(width1, width2)
+        self.rect2 = build_rectifier(act, width2)
+        self.drop2 = Dropout(drop, layer=2)
+        self.fc3 = nn.Linear(width2, num_classes)  # no rectifier after the last layer (Sec. 2.1)
+
+    def forward(self, features: Tensor, keys: Tensor | None = None) -> Tensor:
+        """features [B, C * bins] -> logits [B, classes]; keys as in Network.forward."""
+        x = self.drop1(self.rect1(self.fc1(features)), keys)
+        x = self.drop2(self.rect2(self.fc2(x)), keys)
+        return self.fc3(x)
+
+
+class Network(nn.Module):
+    """One of the paper's networks. Its parts can be used apart: head(spp(trunk(images)))."""
+
+    def __init__(self, trunk: nn.Sequential, spp: SpatialPyramidPooling, head: Head) -> None:
+        super().__init__()
+        self.trunk, self.spp, self.head = trunk, spp, head
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """images [B, 3, H, W], grey levels less their mean -> logits [B, classes].
+
+        keys: int64 [B], each sample's key for the dropout masks; None (testing): no dropout.
+        """
+        return self.head(self.spp(self.trunk(images)), keys)
+
+
+def convs_per_stage(model: "ModelConfig") -> list[int]:
+    """Convolutions in each stage; `extra_convs` go to the stages of several, deepest first."""
+    counts = [stage.convs for stage in model.stages]
+    deep = [i for i in reversed(range(len(counts))) if model.stages[i].convs > 1]
+    for extra in range(model.extra_convs):
+        counts[deep[extra % len(deep)]] += 1
+    return counts
+
+
+def build_trunk(model: "ModelConfig", act: "ActConfig") -> tuple[nn.Sequential, int]:
+    """The convolutional part and the channels of its last map; layers are named as in Table 1."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = IMAGE_CHANNELS
+    for s, (stage, count) in enumerate(zip(model.stages, convs_per_stage(model), strict=True), 1):
+        for i in range(count):
+            name = f"{s}" if count == 1 else f"{s}_{i + 1}"
+            stride = stage.stride if i == 0 else 1
+            pad = stage.pad[i % len(stage.pad)]
+            layers[f"conv{name}"] = nn.Conv2d(channels, stage.filters, stage.kernel, stride, pad)
+            layers[f"rect{name}"] = build_rectifier(act, stage.filters)
+            channels = stage.filters
+        if stage.pool:
+            layers[f"pool{s}"] = nn.MaxPool2d(stage.pool, stage.pool_stride)  # rounds down
+    return nn.Sequential(layers), channels
+
+
+def build_network(
+    model: "ModelConfig",
+    act: "ActConfig",
+    init: "InitConfig",
+    num_classes: int,
+    *,
+    dropout: float = 0.5,
+    seed: int | None = 0,
+) -> Network:
+    """The network of an architecture table, initialised for `seed` (None: left uninitialised)."""
+    trunk, channels = build_trunk(model, act)
+    spp = SpatialPyramidPooling(model.spp)
+    head = Head(channels * spp.num_bins(), model.fc, num_classes, act, dropout)
+    network = Network(trunk, spp, head)
+    if seed is not None:
+        initialise(network, init, act, seed)
+    return network

@@ -1,0 +1,74 @@
+"""Sec. 2.2: the standard deviations, in closed form and measured on the drawn weights."""
+
+import math
+
+import pytest
+import torch
+
+from models.describe import describe
+from models.network import build_network
+from tests.conftest import composed
+
+
+def stds(*overrides: str) -> dict[str, float]:
+    config = composed(*overrides)
+    layers = describe(config.model, config.act, config.init, 1000, 224).layers
+    return {layer.name: layer.std for layer in layers if layer.std is not None}
+
+
+def test_vgg_b_stds_are_those_the_paper_prints() -> None:
+    found = stds("model=vgg_b", "act=relu")
+    printed = {"conv1_1": 0.059, "conv2_1": 0.042, "conv3_1": 0.029, "conv4_1": 0.021}
+    for name, value in printed.items():
+        assert found[name] == pytest.approx(value, abs=0.0005)
+
+
+def test_eq_14_telescopes_but_for_the_ends() -> None:
+    """Prod of forward gains n_l var_l / 2 with Eq. 14 is c_2 / d_L for l = 2 .. L (Sec. 2.2)."""
+    found = stds("model=vgg_b", "act=relu")
+    filters = [64, 64, 128, 128, 256, 256, 512, 512, 512, 512]
+    names = [name for name in found if name.startswith("conv")]
+    gains = [9 * filters[i - 1] * found[names[i]] ** 2 / 2 for i in range(1, len(filters))]
+    assert math.prod(gains) == pytest.approx(filters[0] / filters[-1])
+
+
+@pytest.mark.parametrize(
+    ("init", "act", "variance"),
+    [
+        # conv2_1 of small14: k = 2, c = 64, d = 128; n = 256, n_hat = 512.
+        ("he", "relu", 2 / 512),
+        ("he", "prelu", 2 / (1.0625 * 512)),
+        ("he", "lrelu", 2 / (1.0001 * 512)),
+        ("he_forward", "relu", 2 / 256),
+        ("he_forward", "prelu_shared", 2 / (1.0625 * 256)),
+        ("xavier", "prelu", 1 / 256),
+        ("gaussian", "relu", 0.01**2),
+    ],
+)
+def test_conv_variance(init: str, act: str, variance: float) -> None:
+    assert stds("model=small14", f"init={init}", f"act={act}")["conv2_1"] ** 2 == pytest.approx(
+        variance
+    )
+
+
+def test_fc_stds_do_not_depend_on_the_rule() -> None:
+    for init in ("he", "xavier"):
+        found = stds("model=small14", f"init={init}")
+        assert (found["fc1"], found["fc2"], found["fc3"]) == (0.01, 0.01, 0.001)
+
+
+def test_drawn_weights_have_the_stated_std_and_depend_on_the_seed() -> None:
+    config = composed("model=small14", "model.fc=[256,128]")
+    parts = (config.model, config.act, config.init, 10)
+    net, again, other = (build_network(*parts, seed=seed) for seed in (1, 1, 2))
+    expected = stds("model=small14", "model.fc=[256,128]")
+    for name in ("conv1", "conv2_3", "conv3_6"):
+        weight = net.trunk.get_submodule(name).weight
+        assert weight.std().item() == pytest.approx(expected[name], rel=0.03)
+        assert abs(weight.mean().item()) < 0.03 * expected[name]
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name))
+        if name.endswith("bias"):
+            assert not parameter.any()
+        if name.endswith("weight"):
+            assert not torch.equal(parameter, other.get_parameter(name))
