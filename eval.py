@@ -1,6 +1,9 @@
 """Test a trained network: `python eval.py checkpoint=runs/NAME/checkpoints/best.pt views=ten`."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 import hydra
 import torch

@@ -3,8 +3,12 @@
 The same command again resumes. README.md shows the keys, configs/schema.py explains each.
 """
 
+import os
 from collections.abc import Generator
 from pathlib import Path
+
+# Loader threads share the cores with torch's, which would spin at every barrier and starve both.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hydra
 import torch

@@ -82,7 +82,7 @@ class _Feeder:
         self._depth, self._on_error, self._pool = config.prefetch, on_error, pool
         self._ahead: deque[_Job] = deque()  # being read, or not yet taken
         self._inside: deque[_Job] = deque()  # in the pipeline, oldest first
-        self.error: UserError | None = None  # why there is no further batch
+        self.error: BaseException | None = None  # why there is no further batch
 
     def _read(self, draws: Draws, by_pillow: bool) -> _Job:
         files = []
@@ -99,17 +99,19 @@ class _Feeder:
             self._ahead.append(self._read(draws, by_pillow=False))
         return len(self._ahead[0].draws) if self._ahead else 0
 
-    def take(self, max_size: int) -> list[list[npt.NDArray[Any]]]:
+    def take(self, max_size: int) -> list[Any]:
         """The pipeline's inputs for the next batch. StopIteration: none that it could take."""
         if self.error or not 0 < self.next_size() <= max_size:
             raise StopIteration
-        try:
-            inputs = [file.result().value for file in self._ahead[0].files]
-        except UserError as error:
-            self.error = error  # raised once the batches before this one are out
-            raise StopIteration from None
+        job = self._ahead[0]
+        # Not raised here, where its traceback would keep the pipeline alive, but once the
+        # batches before this one are out.
+        self.error = next((error for file in job.files if (error := file.exception())), None)
+        if self.error:
+            raise StopIteration
         self._inside.append(self._ahead.popleft())
-        return [list(column) for column in zip(*inputs, strict=True)]
+        files, *geometry = zip(*(file.result().value for file in job.files), strict=True)
+        return [list(files), *map(np.stack, geometry)]
 
     def done(self) -> _Job:
         """The oldest batch inside the pipeline has come out."""
@@ -129,7 +131,7 @@ class _Feeder:
 
 
 def _pipeline(
-    take: Callable[[int], list[list[npt.NDArray[Any]]]], max_size: int, config: LoaderConfig, gpu: bool
+    take: Callable[[int], list[Any]], max_size: int, config: LoaderConfig, gpu: bool
 ) -> Pipeline:
     """The DALI graph: region decode, resize, mirror; uint8 [h, w, 3] for each image."""
     pipeline = Pipeline(
@@ -139,27 +141,28 @@ def _pipeline(
         prefetch_queue_depth=config.prefetch,
     )
     with pipeline:
-        files, start, shape, roi_start, roi_end, size = fn.external_source(source=lambda: take(max_size), num_outputs=6)
+        files, start, shape, roi_start, roi_end, shown = fn.external_source(
+            source=lambda: take(max_size), num_outputs=6
+        )
         images = fn.decoders.image_slice(
             files,
             start=start,
             shape=shape,
             axis_names="HW",
             device="mixed" if gpu else "cpu",
-            output_type=types.RGB,
+            output_type=types.DALIImageType.RGB,
             adjust_orientation=False,  # as all published ImageNet results
-            # nvJPEG's default chroma interpolation is coarser than libjpeg's
-            **({"jpeg_fancy_upsampling": True} if gpu else {}),
+            jpeg_fancy_upsampling=True,  # nvJPEG's own default is not what libjpeg does
         )
-        images = fn.resize(
+        resized = fn.resize(
             images,
-            size=size,
+            size=shown,
             roi_start=roi_start,
             roi_end=roi_end,
-            interp_type=types.INTERP_LINEAR,
+            interp_type=types.DALIInterpType.INTERP_LINEAR,
             antialias=True,
         )
-        pipeline.set_outputs(images)
+        pipeline.set_outputs(resized)
     return pipeline
 
 
@@ -180,7 +183,7 @@ def _to_torch(images: Any, whole: bool, stream: torch.cuda.Stream | None) -> Any
 
 def _run(
     feeder: _Feeder, config: LoaderConfig, gpu: bool, whole: bool
-) -> Generator[tuple[_Job, Any]]:
+) -> Generator[tuple[_Job, Any], None, None]:
     """The next batches with their images, until one pipeline cannot give any more."""
     pipeline = _pipeline(feeder.take, feeder.next_size(), config, gpu)
     while True:
@@ -202,7 +205,7 @@ def batches(
     config: LoaderConfig,
     on_error: str,
     on_event: Callable[[str], None],
-) -> Generator[Batch]:
+) -> Generator[Batch, None, None]:
     """See data.load.load. With a GPU, images are CUDA tensors of torch's current stream."""
     gpu = config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available())
     if gpu and not torch.cuda.is_available():

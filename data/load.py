@@ -19,7 +19,7 @@ def load(
     loader: LoaderConfig,
     on_error: str,
     on_event: Callable[[str], None],
-) -> Generator[Batch]:
+) -> Generator[Batch, None, None]:
     """One Batch for each of `draws`, in order, decoded ahead; `draws` may be endless.
 
     Images are shown as Sec. 3 trains: resized (bilinear, antialiased) so that the shorter side is

@@ -1,16 +1,79 @@
-"""The mean that is subtracted from every image (provisional)."""
+"""The mean that is subtracted from every image: one colour, or a picture (Sec. 3).
 
+The paper says no more than "per-pixel mean". The mean image here is the mean of the training images
+as validation sees them: resized so that the shorter side is 256 for a crop of 224 (other crops in
+proportion), centre crop. Caffe's is of 256 x 256 images, and cropped along with the image.
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from configs.errors import UserError
+from data.batch import Batch
+
+# Mean RGB of the ImageNet training set, grey levels, as Caffe distributes it.
 CHANNEL_MEAN = (122.679, 116.669, 104.007)
 
 
-def load_mean(spec: str) -> Tensor:
-    return torch.tensor(CHANNEL_MEAN).reshape(1, 1, 3)
+def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor:
+    """The mean that data.mean names, float32 RGB grey levels.
+
+    `channel`: one colour, [1, 1, 3]. Otherwise the .npy file that scripts/compute_mean.py wrote:
+    [S, S, 3]. Raises UserError if there is no such file or it holds no mean image.
+    """
+    if spec == "channel":
+        return torch.tensor(channel_mean, dtype=torch.float32).reshape(1, 1, 3)
+    hint = "make it with scripts/compute_mean.py, or type data.mean=channel"
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise UserError(f"no mean image at data.mean={spec}: {hint}")
+    try:
+        mean = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"data.mean={spec} is not a .npy file: {hint}") from error
+    if not isinstance(mean, np.ndarray):
+        raise UserError(f"data.mean={spec} holds several arrays, not one mean image: {hint}")
+    if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3:
+        shape = " x ".join(map(str, mean.shape))
+        raise UserError(f"data.mean={spec} has the shape {shape} instead of S x S x 3: {hint}")
+    if mean.dtype.kind not in "fiu" or not np.all((mean >= 0) & (mean <= 255)):
+        raise UserError(f"data.mean={spec} has values outside the grey levels 0 to 255: {hint}")
+    return torch.from_numpy(mean.astype(np.float32))
 
 
 def warp_mean(mean: Tensor, height: int, width: int) -> Tensor:
-    return mean
+    """A mean image [S, S, 3] for images of another size, [height, width, 3], as [11] warps it.
+
+    Bilinear. One colour, [1, 1, 3], fits every size as it is.
+    """
+    if mean.shape[:2] in ((1, 1), (height, width)):
+        return mean
+    planes = mean.permute(2, 0, 1)[None]
+    warped = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
+    return warped[0].permute(1, 2, 0).contiguous()
+
+
+def mean_image(batches: Iterable[Batch], wanted: Iterable[npt.NDArray[np.int64]]) -> Tensor:
+    """Mean [S, S, 3], float32 grey levels, of the crops in `batches`, each of B images of one size.
+
+    `wanted` are the indices that were asked for, [B] a batch: an image shown in place of an
+    unreadable one is left out, as it has its own turn. Sums are integers, so that the result does
+    not depend on how images were put into batches. Raises UserError if no image is left.
+    """
+    total: Tensor | int = 0
+    count = 0
+    for batch, asked in zip(batches, wanted, strict=True):
+        assert isinstance(batch.images, Tensor)
+        own = batch.indices == torch.from_numpy(asked)
+        images = batch.images[own.to(batch.images.device)]
+        total = total + images.sum(0, dtype=torch.int64).cpu()
+        count += len(images)
+    if not isinstance(total, Tensor) or not count:
+        raise UserError("there is no image to take the mean of")
+    return (total.double() / count).float()

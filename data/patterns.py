@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 Map = npt.NDArray[np.floating[Any]]  # float32 in fact
 Rng = np.random.Generator
 
-_MIN_CONTRAST = 50.0  # luma between a pattern's two colours, so that grey images are solvable too
+_MIN_CONTRAST = 80.0  # luma between a pattern's two colours, so that grey images are solvable too
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -66,7 +66,7 @@ def _crosses(u: Map, v: Map, rng: Rng) -> Map:
 
 
 def _blobs(u: Map, v: Map, rng: Rng) -> Map:
-    return 1.5 * _noise(rng, u.shape[0], u.shape[1], rng.uniform(6, 10))
+    return 1.5 * _noise(rng, u.shape[0], u.shape[1], rng.uniform(4, 7))
 
 
 def _bricks(u: Map, v: Map, rng: Rng) -> Map:
@@ -76,7 +76,7 @@ def _bricks(u: Map, v: Map, rng: Rng) -> Map:
 
 
 def _spokes(u: Map, v: Map, rng: Rng) -> Map:
-    return 1.5 * np.sin(int(rng.integers(7, 14)) * np.arctan2(v, u))
+    return 1.5 * np.sin(int(rng.integers(6, 12)) * np.arctan2(v, u))
 
 
 def _scales(u: Map, v: Map, rng: Rng) -> Map:
@@ -108,12 +108,12 @@ def _coordinates(rng: Rng, height: int, width: int) -> tuple[Map, Map, Map, Map]
     side = min(height, width)
     y, x = np.mgrid[:height, :width].astype(np.float32) / side
     y, x = y - np.float32(height / side / 2), x - np.float32(width / side / 2)
-    angle = rng.uniform(-0.6, 0.6) + int(rng.integers(2)) * math.pi / 2
-    frequency = rng.uniform(5.0, 9.0)  # periods along the shorter side
+    angle = rng.uniform(-0.35, 0.35)
+    frequency = rng.uniform(4.0, 6.5)  # periods along the shorter side
     stretch = math.exp(rng.uniform(-0.15, 0.15))
     y0, x0 = rng.uniform(-0.25, 0.25, 2).tolist()
     cos, sin = math.cos(angle), math.sin(angle)
-    bend = rng.uniform(0.0, 0.25)
+    bend = rng.uniform(0.0, 0.2)
     u = frequency * stretch * (cos * (x - x0) + sin * (y - y0))
     v = frequency / stretch * (cos * (y - y0) - sin * (x - x0))
     u = u + bend * _noise(rng, height, width, 2.5)
@@ -122,19 +122,20 @@ def _coordinates(rng: Rng, height: int, width: int) -> tuple[Map, Map, Map, Map]
 
 
 def _two_colours(rng: Rng) -> npt.NDArray[np.float32]:
-    """[2, 3] RGB colours, far enough apart in luma; which is the lighter one is chance."""
+    """[2, 3] RGB colours around a middle one; which of them is the lighter is chance."""
+    middle = rng.uniform(90, 165, 3)
     while True:
-        pair = rng.uniform(10, 245, (2, 3)).astype(np.float32)
-        if abs(float((pair[0] - pair[1]) @ _LUMA)) > _MIN_CONTRAST:
-            return pair
+        half = rng.uniform(-75, 75, 3)
+        if 2 * abs(half @ _LUMA) > _MIN_CONTRAST:
+            return np.stack([middle - half, middle + half]).astype(np.float32)
 
 
 def _clutter(rng: Rng, height: int, width: int) -> Map:
     """A background [3, height, width] of cloudy colours at several sizes."""
     fine = _noise(rng, height, width, rng.uniform(8, 24))
     planes = [
-        rng.uniform(60, 195)
-        + 35 * _noise(rng, height, width, rng.uniform(1.5, 4))
+        rng.uniform(90, 165)
+        + 30 * _noise(rng, height, width, rng.uniform(1.5, 4))
         + rng.uniform(5, 20) * fine
         for _ in range(3)
     ]
@@ -144,7 +145,7 @@ def _clutter(rng: Rng, height: int, width: int) -> Map:
 def _put_in_front(rng: Rng, picture: Image.Image) -> None:
     """A few small shapes of one colour each, which hide some of the figure."""
     draw, side = ImageDraw.Draw(picture), min(picture.size)
-    for _ in range(rng.integers(0, 5)):
+    for _ in range(rng.integers(0, 4)):
         x, y = rng.uniform(0, picture.width), rng.uniform(0, picture.height)
         w, h = rng.uniform(0.05, 0.22, 2) * side
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
@@ -171,8 +172,8 @@ def draw_image(pattern: str, rng: Rng, height: int, width: int) -> Image.Image:
     picture = _clutter(rng, height, width)
     picture += cover * (figure - picture)
     slope_y, slope_x = rng.uniform(-0.4, 0.4, 2).tolist()
-    picture *= rng.uniform(0.75, 1.2) * (1 + slope_y * y + slope_x * x)
-    picture += rng.uniform(1, 8) * rng.standard_normal((height, width), np.float32)
+    picture *= rng.uniform(0.85, 1.15) * (1 + slope_y * y + slope_x * x)
+    picture += rng.uniform(1, 6) * rng.standard_normal((height, width), np.float32)
     pixels = np.clip(np.rint(picture, out=picture), 0, 255, out=picture).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     _put_in_front(rng, image)

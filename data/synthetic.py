@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from configs.errors import UserError
 from data.patterns import PATTERNS, draw_image
 
 VERSION = 1  # to be raised when an image changes: sets of other versions are generated anew
-IMAGES = {"train": 200, "val": 50}  # images a class
+IMAGES = {"train": 200, "val": 40}  # images a class
 MARKER = ".generated-by-rectifiers"
 CLASSES = {f"g{label:02d}_{name}": name for label, name in enumerate(PATTERNS)}
 
@@ -145,7 +146,8 @@ def _move_in_place(part: Path, root: Path) -> None:
         return
     old = part.with_name(part.name + "-old")
     if (root / MARKER).is_file():
-        os.rename(root, old)
+        with suppress(FileNotFoundError):  # another process has just put it away
+            os.rename(root, old)
     try:
         os.rename(part, root)
     except OSError:

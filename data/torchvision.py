@@ -114,7 +114,7 @@ def batches(
     config: LoaderConfig,
     on_error: str,
     on_event: Callable[[str], None],
-) -> Generator[Batch]:
+) -> Generator[Batch, None, None]:
     """See data.load.load. Images are CPU tensors, in pinned memory if there is a GPU."""
     replacements = Replacements(index, on_event)
     made = iter(_data_loader(_Images(index, crop, on_error), draws, config))

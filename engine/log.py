@@ -57,17 +57,24 @@ class Log:
                 self.board.add_scalar(f"{kind}/{key}", value, step)
 
     def say(self, text: str) -> None:
-        """A line for the person who watches."""
+        """A line for the person who watches, above the progress bar if there is one."""
         if self.active:
-            self.bar.clear()
-            print(text, flush=True)
+            self.bar.write(text)
+            sys.stdout.flush()
 
-    def advance(self, **shown: str) -> None:
+    def advance(self) -> None:
         """One step done, for the progress bar of a terminal."""
         if self.active:
             self.bar.update()
-            if shown:
-                self.bar.set_postfix(shown)
+
+    def report(self, step: int, total: int, shown: dict[str, str]) -> None:
+        """How training goes: beside the bar of a terminal, else as a plain line."""
+        if not self.active:
+            return
+        if self.bar.disable:
+            self.say(f"step {step}/{total}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+        else:
+            self.bar.set_postfix(shown)
 
     def layers(self, step: int, network: nn.Module) -> None:
         """Gradient norm of every weight, and the slopes of every PReLU, to TensorBoard."""

@@ -19,6 +19,7 @@ from engine.checkpoint import keep_epoch, load_checkpoint, save_checkpoint
 from engine.distributed import World
 from engine.log import Log
 from engine.optim import set_learning_rate
+from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
 
@@ -113,7 +114,7 @@ class Trainer:
             keep_epoch(self.folder / "checkpoints", epoch, self.config.checkpoint.keep)
 
     def train_one_step(self, stream: Iterator[Batch], epoch: int, rate: float) -> None:
-        """Fetch, step, and every `log_every` steps write a metrics line."""
+        """Fetch a batch and step; every `log_every` steps, and at the end, write a metrics line."""
         before = time.perf_counter()
         batch = next(stream)
         self.waited += time.perf_counter() - before
@@ -121,11 +122,14 @@ class Trainer:
             self.show(batch)
         self.unread.append(self.step(batch))
         self.progress.step += 1
-        step = self.progress.step
-        if step % self.config.log_every and step != self.total:
-            self.log.advance()
-            return
+        self.log.advance()
+        if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
+            self.write_metrics(epoch, rate)
+
+    def write_metrics(self, epoch: int, rate: float) -> None:
+        """A line of what happened since the last one."""
         self.read_losses()
+        step = self.progress.step
         seconds = time.perf_counter() - self.clock
         done = step - self.since
         values = {
@@ -137,18 +141,16 @@ class Trainer:
         }
         self.log.write("train", step, **values)
         self.log.layers(step, self.network)
-        self.log.advance(loss=f"{values['loss']:.4f}")
-        self.report(step, values)
+        shown = {
+            "epoch": f"{epoch}",
+            "loss": f"{values['loss']:.4f}",
+            "lr": f"{rate:g}",
+            "images/s": f"{values['images_per_second']:.1f}",
+            "waiting for data": f"{100 * values['data_wait']:.0f} %",
+        }
+        self.log.report(step, self.total, shown)
         self.progress.window = []
         self.clock, self.waited, self.since = time.perf_counter(), 0.0, step
-
-    def report(self, step: int, values: dict[str, Any]) -> None:
-        """The metrics line for a person."""
-        self.log.say(
-            f"step {step}/{self.total}  epoch {values['epoch']}  loss {values['loss']:.4f}  "
-            f"lr {values['lr']:g}  {values['images_per_second']:.1f} images/s  "
-            f"waiting for data {100 * values['data_wait']:.0f} %"
-        )
 
     def show(self, batch: Batch) -> None:
         """The first batch as a picture, as the network sees it."""
@@ -223,6 +225,7 @@ class Trainer:
         if not path.exists():
             return
         state = load_checkpoint(path)
+        refuse_changes(path, state["config"], self.settings)
         if state["dataset"] != self.dataset:
             raise UserError(
                 f"{path} was trained on other images than {self.config.data.root} holds now: "

@@ -32,6 +32,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+def refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises UserError, with the differences, if `path` belongs to another configuration."""
+    changed = differences(old, new)
+    if changed:
+        raise UserError(
+            f"{path} is of a run with another configuration ({'; '.join(changed)}): "
+            "give name=... for a new run, or the old values to resume"
+        )
+
+
 @contextmanager
 def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[None]:
     """Make or reopen a run folder for `config`, and hold it as long as the context lasts.
@@ -66,11 +76,6 @@ def _write_config(folder: Path, config: dict[str, Any]) -> None:
     """config.yaml of a new run, or the comparison with that of an old one."""
     path = folder / "config.yaml"
     if path.exists():
-        changed = differences(read_yaml(path), config)
-        if changed:
-            raise UserError(
-                f"{folder} is a run of another configuration ({'; '.join(changed)}): "
-                "give name=... for a new run, or the old values to resume"
-            )
+        refuse_changes(folder, read_yaml(path), config)
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     write_atomically(path, lambda file: file.write(text.encode()))

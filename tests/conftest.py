@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is there
+
 from hydra import compose, initialize_config_dir
 
 from configs.schema import EvalConfig, TrainConfig

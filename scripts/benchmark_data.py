@@ -1,0 +1,187 @@
+"""Images per second of our loaders, of the usual ways to do the same, and of decoding alone.
+
+All give training crops of Sec. 3: shorter side uniform in [256, 512], a random 224 x 224 crop, one
+half mirrored. Files come from the page cache after the first pass, so that decoding is measured.
+"""
+
+import io
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from configs.errors import UserError
+from configs.schema import LoaderConfig
+from data.draws import training_batches
+from data.index import ImageIndex, scan_folder
+from data.load import load
+
+CROP, LOW, HIGH, BATCH = 224, 256, 512, 64
+_WARM_UP = 3  # batches: starting processes, filling queues and the page cache is not timed
+
+WAYS = {
+    "dali": "ours: decodes the crop's region only",
+    "torchvision": "ours: decodes all, resizes the crop only",
+    "plain_dali": "DALI: decode, resize, crop_mirror_normalize",
+    "plain_torchvision": "ImageFolder, transforms, DataLoader",
+    "decode_bound": "DALI: decoding whole images, nothing else",
+}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is measured."""
+
+    images: int = 2000  # timed for each row
+    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # or processes
+    device: str = field(default_factory=lambda: "gpu" if torch.cuda.is_available() else "cpu")
+
+
+def measure_data(root: Path | None, what: Load) -> list[dict[str, Any]]:
+    """Rows {path, images_per_second}; root=None: on generated files of ImageNet's usual size.
+
+    Raises UserError if root/train/<class>/* cannot be read, or there is no GPU for device=gpu.
+    """
+    if what.device == "gpu" and not torch.cuda.is_available():
+        raise UserError("--device gpu, but there is no CUDA device")
+    with _folder(root) as folder:
+        index = scan_folder(folder, "train")
+        ways: dict[str, Callable[[], Iterable[int]]] = {
+            "dali": lambda: _ours("dali", index, what),
+            "torchvision": lambda: _ours("torchvision", index, what),
+            "plain_dali": lambda: _run_dali(folder, what, decode_only=False),
+            "plain_torchvision": lambda: _run_torchvision(folder, what),
+            "decode_bound": lambda: _run_dali(folder, what, decode_only=True),
+        }
+        return [
+            {"path": path, "images_per_second": round(_speed(way(), what.images), 1)}
+            for path, way in ways.items()
+        ]
+
+
+def table(rows: list[dict[str, Any]], what: Load) -> str:
+    """The rows for people."""
+    head = f"{what.threads} threads or processes, DALI on the {what.device}, crops of {CROP} from"
+    lines = [f"{head} images resized to {LOW}..{HIGH}", "", f"{'path':18}  images/s"]
+    for row in rows:
+        path = row["path"]
+        lines.append(f"{path:18}  {row['images_per_second']:8.1f}  {WAYS[path]}")
+    return "\n".join(lines)
+
+
+def _speed(sizes: Iterable[int], images: int) -> float:
+    """Images per second of an endless sequence of batches, given as their sizes."""
+    batches = iter(sizes)
+    for _ in range(_WARM_UP):
+        next(batches)
+    start, seen = time.perf_counter(), 0
+    while seen < images:
+        seen += next(batches)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return seen / (time.perf_counter() - start)
+
+
+def _ours(name: str, index: ImageIndex, what: Load) -> Iterator[int]:
+    config = LoaderConfig(name=name, workers=what.threads, device=what.device)
+    draws = training_batches(0, 0, 2**31, BATCH, len(index), (LOW, HIGH))
+    with closing(load(index, draws, CROP, config, "stop", print)) as batches:
+        for batch in batches:
+            yield len(batch.labels)
+
+
+def _run_dali(root: Path, what: Load, decode_only: bool) -> Iterator[int]:
+    """DALI as its own ImageNet examples use it."""
+    from nvidia.dali import Pipeline, fn, types
+
+    gpu = what.device == "gpu"
+    pipeline = Pipeline(
+        batch_size=BATCH,
+        num_threads=what.threads,
+        device_id=torch.cuda.current_device() if gpu else None,
+    )
+    with pipeline:
+        files, _ = fn.readers.file(file_root=str(root / "train"), random_shuffle=True)
+        images = fn.decoders.image(
+            files, device="mixed" if gpu else "cpu", output_type=types.DALIImageType.RGB
+        )
+        if not decode_only:
+            scale = fn.random.uniform(range=[LOW, HIGH])
+            resized = fn.resize(images, resize_shorter=scale)
+            images = fn.crop_mirror_normalize(
+                resized,
+                crop=(CROP, CROP),
+                crop_pos_x=fn.random.uniform(range=[0.0, 1.0]),
+                crop_pos_y=fn.random.uniform(range=[0.0, 1.0]),
+                mirror=fn.random.coin_flip(),
+                mean=[123.0, 117.0, 104.0],
+                dtype=types.DALIDataType.FLOAT,
+            )
+        pipeline.set_outputs(images)
+    while True:
+        yield len(pipeline.run()[0])
+
+
+def _run_torchvision(root: Path, what: Load) -> Iterator[int]:
+    """The usual ImageFolder, transforms and DataLoader."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.RandomShortestSize(list(range(LOW, HIGH + 1))),
+            v2.RandomCrop(CROP),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        ]
+    )
+    images: Any = ImageFolder(str(root / "train"), transform)
+    loader = torch.utils.data.DataLoader(
+        images,
+        batch_size=BATCH,
+        sampler=torch.utils.data.RandomSampler(images, replacement=True, num_samples=2**31),
+        num_workers=what.threads,
+        multiprocessing_context=multiprocessing.get_context("forkserver"),
+        pin_memory=torch.cuda.is_available(),
+    )
+    for batch, _ in loader:
+        yield len(batch)
+
+
+@contextmanager
+def _folder(root: Path | None) -> Iterator[Path]:
+    """The data set to read; None: a temporary one."""
+    if root is not None:
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        (train := Path(folder) / "train" / "photographs").mkdir(parents=True)
+        for seed in range(BATCH):
+            (train / f"{seed}.jpg").write_bytes(_photograph(seed))
+        yield Path(folder)
+
+
+def _photograph(seed: int) -> bytes:
+    """A JPEG of ImageNet's most usual size, 500 x 375, and file length, about 110 KB."""
+    rng = np.random.default_rng(seed)
+    height, width = (375, 500) if seed % 3 else (500, 375)
+    pixels = np.zeros((height, width, 3))
+    # Noise at several scales, as photographs have: amplitude in proportion to wavelength.
+    for wavelength in (2, 4, 16, 64):
+        coarse = rng.integers(0, 256, (height // wavelength + 2, width // wavelength + 2, 3))
+        layer = Image.fromarray(coarse.astype(np.uint8)).resize((width, height), 3)
+        pixels += (np.asarray(layer, float) - 128) * (wavelength / 64) ** 0.5
+    file = io.BytesIO()
+    Image.fromarray((128 + pixels).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=95)
+    return file.getvalue()

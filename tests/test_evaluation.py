@@ -1,0 +1,109 @@
+"""Counting and views against naive truths."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from data.draws import centre_batches
+from data.index import scan_folder
+from data.load import load
+from engine.precision import Precision
+from evaluation.errors import ErrorCounts, label_ranks
+from evaluation.evaluate import Predictions, Viewer, combine
+from evaluation.views import plan
+from models.network import build_network
+from tests.conftest import composed
+
+FP32 = Precision("fp32", torch.device("cpu"))
+
+
+def test_counts_against_sorting() -> None:
+    torch.manual_seed(0)
+    scores, labels = torch.rand(400, 20), torch.randint(20, (400,))
+    counts = ErrorCounts.of(scores, labels)
+    order = np.argsort(-scores.numpy(), axis=1)
+    right = [label in row[:5] for row, label in zip(order, labels.numpy(), strict=True)]
+    assert counts.wrong_top5 == 400 - sum(right)
+    assert counts.wrong_top1 == int((order[:, 0] != labels.numpy()).sum())
+    halves = ErrorCounts.of(scores[:150], labels[:150]) + ErrorCounts.of(scores[150:], labels[150:])
+    assert halves == counts
+    assert counts.top1_error == 100 * counts.wrong_top1 / 400
+
+
+def test_ties_go_to_the_lower_class_and_nan_is_never_right() -> None:
+    scores = torch.tensor([[0.5, 0.5, 0.5], [0.1, 0.2, 0.2], [math.nan, 0.2, 0.3]])
+    assert label_ranks(scores[:1].repeat(3, 1), torch.tensor([0, 1, 2])).tolist() == [0, 1, 2]
+    assert label_ranks(scores, torch.tensor([2, 2, 2])).tolist() == [2, 1, 3]
+
+
+def test_fewer_than_five_classes() -> None:
+    counts = ErrorCounts.of(torch.rand(10, 3), torch.zeros(10, dtype=torch.long))
+    assert counts.wrong_top5 == 0
+
+
+def test_ten_views_of_the_entire_image_and_of_its_square() -> None:
+    whole = plan("ten", 256, 341, 224)
+    assert [(w.y, w.x) for w in whole[:5]] == [(0, 0), (0, 117), (32, 0), (32, 117), (16, 59)]
+    assert [w.flip for w in whole] == [False] * 5 + [True] * 5
+    square = plan("ten", 256, 341, 224, square=True)
+    assert [(w.y, w.x) for w in square[:5]] == [(0, 43), (0, 75), (32, 43), (32, 75), (16, 59)]
+    assert plan("centre", 256, 341, 224) == [whole[4]]
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_ten_views_against_pillow(synthetic: Path, square: bool) -> None:
+    """Every image's scores, against crops made one by one with Pillow."""
+    config = composed("model=small14", "model.fc=[32,32]", "init.fc_std=[0.01,0.1,0.1]")
+    network = build_network(config.model, config.act, config.init, 10).eval()
+    mean = torch.tensor([122.679, 116.669, 104.007]).reshape(1, 1, 3)
+    viewer = Viewer(network, mean, FP32, 64, "ten", square)
+    index = scan_folder(synthetic, "val")
+    chosen = np.arange(0, len(index), 41)
+    loader = composed("loader=torchvision", "loader.workers=0").loader
+    found = viewer.predict(load(index, centre_batches(chosen, 80, 3), None, loader, "stop", print))
+    assert found.indices.tolist() == chosen.tolist()
+    assert found.labels.tolist() == index.labels[chosen].tolist()
+    for i, scores in zip(chosen, found.scores, strict=True):
+        with Image.open(index.path(int(i))) as file:
+            image = file.convert("RGB")
+        short = min(image.size)
+        image = image.resize((80 * image.width // short, 80 * image.height // short), 2)
+        if square:
+            left, top = (image.width - 79) // 2, (image.height - 79) // 2
+            image = image.crop((left, top, left + 80, top + 80))
+        right, bottom = image.width - 64, image.height - 64
+        corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+        total = torch.zeros(10)
+        for x, y in [*corners, ((right + 1) // 2, (bottom + 1) // 2)]:
+            crop = image.crop((x, y, x + 64, y + 64))
+            for view in (crop, crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+                pixels = torch.from_numpy(np.asarray(view).astype(np.float32)) - mean
+                with torch.no_grad():
+                    total += network(pixels.permute(2, 0, 1)[None]).softmax(1)[0]
+        torch.testing.assert_close(scores, total / 10, atol=1e-5, rtol=1e-4)
+
+
+def test_probabilities_are_averaged_not_logits() -> None:
+    class Brightness(nn.Module):
+        def forward(self, images: torch.Tensor, keys: object = None) -> torch.Tensor:
+            value = images.mean((1, 2, 3))
+            return torch.stack([value, -value], 1)
+
+    image = torch.zeros(8, 16, 3, dtype=torch.uint8)
+    image[:, 8:] = 4
+    viewer = Viewer(Brightness(), torch.zeros(1, 1, 3), FP32, 8, "ten", False)
+    left, middle, right = [torch.tensor([v, -v]).softmax(0) for v in (0.0, 2.0, 4.0)]
+    expected = (4 * left + 2 * middle + 4 * right) / 10
+    torch.testing.assert_close(viewer.scores([image])[0], expected)
+
+
+def test_scales_are_combined_as_their_mean() -> None:
+    labels = indices = torch.arange(3)
+    parts = [Predictions(torch.rand(3, 4), labels, indices) for _ in range(3)]
+    expected = (parts[0].scores + parts[1].scores + parts[2].scores) / 3
+    torch.testing.assert_close(combine(parts).scores, expected)
