@@ -33,10 +33,10 @@ def load_viewer(config: EvalConfig, state: dict, run: TrainConfig, world: World)
     precision = set_precision(config.precision or run.precision, world.device)
     network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
     network.load_state_dict(state["network"])
-    network.to(world.device, memory_format=torch.channels_last)
+    network = network.to(world.device).to(memory_format=torch.channels_last)
     crop = run.data.crop
     mean = warp_mean(load_mean(run.data.mean), crop, crop).to(world.device)
-    return Viewer(network.eval(), mean, precision, crop, config.views, config.square)
+    return Viewer(network, mean, precision, crop, config.views, config.square)
 
 
 def evaluate(

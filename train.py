@@ -4,7 +4,7 @@ The same command again resumes. README.md shows the keys, configs/schema.py expl
 """
 
 import os
-from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 # Loader threads share the cores with torch's, which would spin at every barrier and starve both.
@@ -18,12 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from configs.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import register, to_config, to_dict
-from configs.validate import micro_batch, scale_range, val_scale, validate
-from data.batch import Batch
+from configs.validate import micro_batch, validate
 from data.dataset import open_dataset
-from data.draws import centre_batches, subset, training_batches
-from data.load import load
+from data.draws import subset
 from data.mean import load_mean, warp_mean
+from data.streams import OnEvent, centre_stream, training_stream
 from engine.distributed import World, open_world
 from engine.loop import Trainer
 from engine.optim import build_optimizer
@@ -40,41 +39,27 @@ register()
 
 def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     """Put data, network, step and validation together; raises UserError for bad input."""
-    data, crop = config.data, config.data.crop
     precision = set_precision(config.precision, world.device)
-    dataset = open_dataset(data)
-    mean = warp_mean(load_mean(data.mean), crop, crop).to(world.device)
+    dataset = open_dataset(config.data)
+    crop = config.data.crop
+    mean = warp_mean(load_mean(config.data.mean), crop, crop).to(world.device)
     parts = (config.model, config.act, config.init, dataset.num_classes)
     with refusing(ValueError):  # a crop too small for the network
         describe(*parts, crop)
-    network = build_network(*parts, dropout=config.dropout, seed=config.seed)
-    network.to(world.device, memory_format=torch.channels_last)
-    rate = config.schedule.rates[0]
-    optimizer = build_optimizer(network, rate, config.momentum, config.weight_decay)
+    network = build_network(*parts, dropout=config.dropout, seed=config.seed).to(world.device)
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(network, config)
     wrapped = DistributedDataParallel(network) if world.size > 1 else network
     micro = micro_batch(config, world.size)
     step = TrainingStep(wrapped, optimizer, mean, precision, micro, compiled=config.compile)
-    chosen = subset(len(dataset.val), config.val_subset)
+    batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))
+    validated = subset(len(dataset.val), config.val_subset)[world.rank :: world.size]
 
-    def batches(start: int) -> Generator[Batch]:
-        draws = training_batches(
-            *(config.seed, start, trainer.total, config.batch_size),
-            *(len(dataset.train), scale_range(data.scale)),
-        )
-        mine = (batch.rows(world.share(config.batch_size)) for batch in draws)
-        return load(dataset.train, mine, crop, config.loader, data.on_error, trainer.note)
-
-    def validate_centre() -> ErrorCounts:
-        draws = centre_batches(chosen[world.rank :: world.size], val_scale(data), micro)
-        seen = load(dataset.val, draws, crop, config.loader, data.on_error, trainer.note)
+    def validate_centre(on_event: OnEvent) -> ErrorCounts:
+        seen = centre_stream(config, dataset.val, validated, micro, on_event)
         return centre_errors(network, seen, mean, precision, world)
 
-    trainer = Trainer(
-        *(config, to_dict(config), dataset.train.fingerprint()),
-        *(len(dataset.train), dataset.train.classes, world, folder),
-        *(network, step, batches, validate_centre),
-    )
-    return trainer
+    return Trainer(config, dataset, world, folder, network, step, batches, validate_centre)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

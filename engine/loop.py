@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from configs.schema import TrainConfig
+from configs.store import to_dict
 from data.batch import Batch
+from data.dataset import Dataset
 from data.normalise import network_input
+from data.streams import OnEvent
 from engine.checkpoint import keep_epoch, load_checkpoint, save_checkpoint
 from engine.distributed import World
 from engine.log import Log
@@ -49,21 +52,20 @@ class ValErrors(Protocol):
 
 @dataclass
 class Trainer:
-    """One run. `batches(step)` gives the process's share of every batch from `step` on."""
+    """One run."""
 
     config: TrainConfig
-    settings: dict[str, Any]  # the configuration as plain values, kept in every checkpoint
-    dataset: str  # fingerprint of the training set
-    num_images: int
-    classes: list[str]
+    dataset: Dataset
     world: World
     folder: Path
     network: nn.Module  # without wrappers
     step: TrainingStep
-    batches: Callable[[int], Generator[Batch]]
-    validate: Callable[[], ValErrors]
+    batches: Callable[[int, int, OnEvent], Generator[Batch]]  # of steps [start, stop), our share
+    validate: Callable[[OnEvent], ValErrors]
 
     def __post_init__(self) -> None:
+        self.settings = to_dict(self.config)  # as plain values, kept in every checkpoint
+        self.fingerprint = self.dataset.train.fingerprint()
         self.progress = Progress()
         self.unread: list[Tensor] = []  # losses still on the device
         steps = self.last_step_of(self.config.epochs - 1)
@@ -71,7 +73,7 @@ class Trainer:
 
     def last_step_of(self, epoch: int) -> int:
         """Steps done once every image of epochs 0 .. epoch was seen."""
-        return math.ceil((epoch + 1) * self.num_images / self.config.batch_size)
+        return math.ceil((epoch + 1) * len(self.dataset.train) / self.config.batch_size)
 
     def note(self, what: str) -> None:
         """Record an event, such as an image that could not be read."""
@@ -85,7 +87,7 @@ class Trainer:
         try:
             if self.progress.step:
                 self.log.say(f"resuming {self.folder} at step {self.progress.step} of {self.total}")
-            with closing(self.batches(self.progress.step)) as stream:
+            with closing(self.batches(self.progress.step, self.total, self.note)) as stream:
                 while self.progress.step < self.total:
                     self.train_one_epoch(stream)
         finally:
@@ -184,7 +186,7 @@ class Trainer:
     def evaluate(self, epoch: int) -> float:
         """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
         self.read_losses()
-        errors = self.validate()
+        errors = self.validate(self.note)
         step = self.progress.step
         values = {key: getattr(errors, key) for key in ("top1_error", "top5_error", "images")}
         self.log.write("val", step, epoch=epoch, **values)
@@ -209,8 +211,8 @@ class Trainer:
         self.log.sync()
         state: dict[str, Any] = {
             "config": self.settings,
-            "classes": self.classes,
-            "dataset": self.dataset,
+            "classes": self.dataset.train.classes,
+            "dataset": self.fingerprint,
             "progress": asdict(self.progress),
             "network": self.network.state_dict(),
         }
@@ -226,7 +228,7 @@ class Trainer:
             return
         state = load_checkpoint(path)
         refuse_changes(path, state["config"], self.settings)
-        if state["dataset"] != self.dataset:
+        if state["dataset"] != self.fingerprint:
             raise UserError(
                 f"{path} was trained on other images than {self.config.data.root} holds now: "
                 "give name=... for a new run"

@@ -1,12 +1,15 @@
 """SGD as the paper runs it (Sec. 3, Eq. 4)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from configs.schema import TrainConfig
 
-def build_optimizer(
-    network: nn.Module, rate: float, momentum: float, weight_decay: float
-) -> torch.optim.SGD:
+
+def build_optimizer(network: nn.Module, config: "TrainConfig") -> torch.optim.SGD:
     """SGD with momentum; weight decay on the weights of conv and fc layers only.
 
     Slopes are never decayed: decay would push PReLU towards ReLU (Sec. 2.1). Biases are not
@@ -16,10 +19,10 @@ def build_optimizer(
     weights = [p for name, p in network.named_parameters() if name.endswith(".weight")]
     others = [p for name, p in network.named_parameters() if not name.endswith(".weight")]
     groups = [
-        {"params": weights, "weight_decay": weight_decay},
+        {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=rate, momentum=momentum)
+    return torch.optim.SGD(groups, lr=config.schedule.rates[0], momentum=config.momentum)
 
 
 @torch.no_grad()

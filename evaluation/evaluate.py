@@ -34,10 +34,10 @@ class Viewer:
 
     def scores(self, images: list[Tensor]) -> Tensor:
         """float32 [B, K]: softmax scores averaged over each image's views, uint8 [h, w, 3] each."""
-        plans = [plan(self.views, *i.shape[:2], self.crop, square=self.square) for i in images]
         crops = []
-        for image, windows in zip(images, plans, strict=True):
-            for w in windows:
+        for image in images:
+            height, width, _ = image.shape
+            for w in plan(self.views, height, width, self.crop, square=self.square):
                 view = image[w.y : w.y + self.crop, w.x : w.x + self.crop]
                 crops.append(view.flip(1) if w.flip else view)
         scores = class_probabilities(self.network, torch.stack(crops), self.mean, self.precision)

@@ -15,7 +15,7 @@ from tests.conftest import composed
 
 def test_sgd_is_eq_4_also_across_a_switch_of_the_rate() -> None:
     layer = nn.Sequential(nn.Linear(3, 2)).double()
-    optimizer = build_optimizer(layer, 0.1, 0.9, 0.01)
+    optimizer = build_optimizer(layer, composed("schedule.rates=[0.1]", "weight_decay=0.01"))
     expected = {n: p.detach().clone() for n, p in layer.named_parameters()}
     velocity = {n: torch.zeros_like(p) for n, p in expected.items()}
     for step in range(8):
@@ -37,7 +37,7 @@ def test_sgd_is_eq_4_also_across_a_switch_of_the_rate() -> None:
 def test_only_weights_decay() -> None:
     config = composed("model=small14", "model.fc=[8,8]")
     network = build_network(config.model, config.act, config.init, 10)
-    optimizer = build_optimizer(network, 0.01, 0.9, 5e-4)
+    optimizer = build_optimizer(network, config)
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     everything = [p for g in optimizer.param_groups for p in g["params"]]
     assert len(everything) == len(list(network.parameters()))

@@ -114,33 +114,36 @@ def test_tensorboard_has_curves_layers_and_a_picture(undisturbed: Path) -> None:
     assert board.Tags()["images"] == ["augmented_batch"]
 
 
-@pytest.mark.parametrize("moment", [3, 12, 18])
-def test_kill_at_any_moment_and_the_same_command_again(
-    command: list[str], runs: Path, undisturbed: Path, moment: int
+def reached(folder: Path, moment: str) -> bool:
+    """Whether a run has come to the moment at which a test kills it."""
+    if moment in ("nothing saved", "validated"):
+        kind = "val" if moment == "validated" else "train"
+        return any(line["kind"] == kind for line in read_metrics(folder / "metrics.jsonl"))
+    return (folder / "checkpoints" / MOMENTS[moment]).exists()
+
+
+MOMENTS = {"nothing saved": "", "writing": ".last.pt.tmp", "saved": "last.pt", "validated": ""}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_the_same_command_again(
+    command: list[str], runs: Path, undisturbed: Path, moment: str
 ) -> None:
-    """Killed once the file of metrics or a checkpoint shows that `moment` is reached."""
-    folder = runs / f"killed-{moment}"
-    arguments = [*command, f"name={folder.name}", "log_every=1" if moment == 3 else "log_every=7"]
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        lines = read_metrics(folder / "metrics.jsonl")
-        if any(line["step"] >= moment - moment % 7 and line["step"] for line in lines):
-            break
-        time.sleep(0.01)
+    folder = runs / f"killed-{moment.replace(' ', '-')}"
+    arguments = [sys.executable, *command, f"name={folder.name}"]
+    process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True)
+    while process.poll() is None and not reached(folder, moment):
+        time.sleep(0.001)
     assert process.poll() is None, "the run ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     out = run_program(*command, f"name={folder.name}").stdout
-    assert "resuming" in out or moment == 3
+    if moment in ("saved", "validated"):
+        assert "resuming" in out
     assert same_tensors(checkpoint(folder)["network"], checkpoint(undisturbed)["network"])
     assert same_tensors(checkpoint(folder)["optimizer"], checkpoint(undisturbed)["optimizer"])
-    assert same_tensors(
-        checkpoint(folder, "best.pt"),
-        {**checkpoint(undisturbed, "best.pt"), "config": checkpoint(folder, "best.pt")["config"]},
-    )
+    best = checkpoint(folder, "best.pt")["network"]
+    assert same_tensors(best, checkpoint(undisturbed, "best.pt")["network"])
     assert metrics(folder) == metrics(undisturbed)
     assert curve(folder, "train/loss") == curve(undisturbed, "train/loss")  # no zig-zag
     steps = [step for step, _ in curve(folder, "gradient_norm/trunk.conv1.weight")]
