@@ -59,13 +59,13 @@ def find_image(index: ImageIndex, i: int, prepare: Callable[[bytes], T], on_erro
         try:
             value = prepare(index.read(candidate))
         except (BadImage, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+            reason = str(getattr(error, "strerror", None) or error)
             if on_error != "skip":
                 raise UserError(
                     f"cannot read image {index.path(candidate)} ({reason}): replace the file, "
                     "or type data.on_error=skip to go on with the next image instead"
                 ) from error
-            bad.append((candidate, reason or "unreadable"))
+            bad.append((candidate, reason))
             continue
         return Found(candidate, value, [Replaced(b, candidate, reason) for b, reason in bad])
     raise UserError(

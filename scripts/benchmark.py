@@ -1,6 +1,6 @@
 """Speed, beside what a user would do otherwise.
 
-python scripts/benchmark.py data [--json] [--root FOLDER] [--images N] [--threads N]
+python scripts/benchmark.py data [--json] [--root FOLDER] [--images N] [--rounds N] [--threads N]
 """
 
 import argparse
@@ -26,7 +26,7 @@ def data(arguments: argparse.Namespace) -> None:
     """Images per second of each way to load training crops."""
     options = {
         name: getattr(arguments, name)
-        for name in ("images", "threads", "device")
+        for name in ("images", "rounds", "threads", "device")
         if getattr(arguments, name) is not None
     }
     rows = measure_data(arguments.root, what := Load(**options))
@@ -43,7 +43,8 @@ def main() -> None:
     loading = what.add_parser("data", help="loading and decoding training crops")
     loading.set_defaults(run=data)
     loading.add_argument("--root", type=Path, help="a data set; default: a generated one")
-    loading.add_argument("--images", type=_positive, help="timed for each row")
+    loading.add_argument("--images", type=_positive, help="timed for each row in a round")
+    loading.add_argument("--rounds", type=_positive, help="the best one counts; default: 3")
     loading.add_argument("--threads", type=_positive, help="default: the CPUs we may use")
     loading.add_argument("--device", choices=["cpu", "gpu"], help="of DALI; default: what there is")
     loading.add_argument("--json", action="store_true")

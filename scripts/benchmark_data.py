@@ -41,7 +41,8 @@ WAYS = {
 class Load:
     """What is measured."""
 
-    images: int = 2000  # timed for each row
+    images: int = 500  # timed for each row in a round
+    rounds: int = 3
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # or processes
     device: str = field(default_factory=lambda: "gpu" if torch.cuda.is_available() else "cpu")
 
@@ -62,10 +63,15 @@ def measure_data(root: Path | None, what: Load) -> list[dict[str, Any]]:
             "plain_torchvision": lambda: _run_torchvision(folder, what),
             "decode_bound": lambda: _run_dali(folder, what, decode_only=True),
         }
-        return [
-            {"path": path, "images_per_second": round(_speed(way(), what.images), 1)}
-            for path, way in ways.items()
+        # In turn, and the best counts: other work on the machine only ever slows things down.
+        speeds = [
+            {path: _speed(way(), what.images) for path, way in ways.items()}
+            for _ in range(what.rounds)
         ]
+    return [
+        {"path": path, "images_per_second": round(max(speed[path] for speed in speeds), 1)}
+        for path in WAYS
+    ]
 
 
 def table(rows: list[dict[str, Any]], what: Load) -> str:
@@ -111,12 +117,12 @@ def _run_dali(root: Path, what: Load, decode_only: bool) -> Iterator[int]:
     )
     with pipeline:
         files, _ = fn.readers.file(file_root=str(root / "train"), random_shuffle=True)
-        images = fn.decoders.image(
+        images: Any = fn.decoders.image(
             files, device="mixed" if gpu else "cpu", output_type=types.DALIImageType.RGB
         )
         if not decode_only:
             scale = fn.random.uniform(range=[LOW, HIGH])
-            resized = fn.resize(images, resize_shorter=scale)
+            resized: Any = fn.resize(images, resize_shorter=scale)
             images = fn.crop_mirror_normalize(
                 resized,
                 crop=(CROP, CROP),
@@ -166,13 +172,13 @@ def _folder(root: Path | None) -> Iterator[Path]:
         yield root
         return
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        (train := Path(folder) / "train" / "photographs").mkdir(parents=True)
+        (train := Path(folder) / "train" / "generated").mkdir(parents=True)
         for seed in range(BATCH):
-            (train / f"{seed}.jpg").write_bytes(_photograph(seed))
+            (train / f"{seed}.jpg").write_bytes(_generated(seed))
         yield Path(folder)
 
 
-def _photograph(seed: int) -> bytes:
+def _generated(seed: int) -> bytes:
     """A JPEG of ImageNet's most usual size, 500 x 375, and file length, about 110 KB."""
     rng = np.random.default_rng(seed)
     height, width = (375, 500) if seed % 3 else (500, 375)

@@ -1,0 +1,171 @@
+"""Odd and bad image files, with both loaders."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.errors import UserError
+from data.index import ImageIndex
+from tests.pictures import (
+    CROP,
+    LOADERS,
+    difference,
+    encoded,
+    jpeg,
+    literal,
+    picture,
+    read,
+    some_draws,
+    write_index,
+)
+
+
+@pytest.fixture
+def make_index(tmp_path: Path) -> Callable[[list[bytes]], ImageIndex]:
+    """Files -> an index of them."""
+    return partial(write_index, tmp_path)
+
+
+def odd_files() -> dict[str, bytes]:
+    """Kinds of files that ImageNet or a user's folder holds, all named .JPEG."""
+    rgb = Image.fromarray(picture(300, 400, 5))
+    ycck = encoded(rgb.convert("CMYK"), quality=95)
+    deep = (picture(300, 400)[..., 0].astype(np.uint16) << 8) + 77
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    alpha = rgb.copy()
+    alpha.putalpha(Image.fromarray(picture(300, 400, 8)[..., 0]))
+    whole = encoded(rgb, quality=95)
+    return {
+        "grey": encoded(rgb.convert("L"), quality=95),
+        "grey png": encoded(rgb.convert("L"), "PNG"),
+        "grey alpha png": encoded(alpha.convert("LA"), "PNG"),
+        "bilevel png": encoded(rgb.convert("1"), "PNG"),
+        "cmyk": ycck,
+        "cmyk that is not inverted": ycck.replace(b"Adobe", b"Adobf"),
+        "progressive": encoded(rgb, quality=95, progressive=True),
+        "exif rotated": encoded(rgb, quality=95, exif=rotated),
+        "rgb, not ycc": encoded(rgb, quality=95, keep_rgb=True),
+        "restart markers": encoded(rgb, quality=95, restart_marker_blocks=7),
+        "bytes after the end": whole + b"\0\0trailing",
+        "png": encoded(rgb, "PNG"),
+        "palette png": encoded(rgb.quantize(64), "PNG"),
+        "palette png, transparent": encoded(rgb.quantize(64), "PNG", transparency=bytes(range(64))),
+        "alpha png": encoded(alpha, "PNG"),
+        "16-bit png": encoded(Image.fromarray(deep), "PNG"),
+        "bmp": encoded(rgb, "BMP"),
+        "webp": encoded(rgb, "WEBP", quality=90),
+        "alpha webp": encoded(alpha, "WEBP", lossless=True),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # from literal()
+def test_odd_files_are_rgb_and_agree(make_index):
+    files = odd_files()
+    index, draws = make_index(list(files.values())), some_draws(range(len(files)), 280)
+    ours = {name: next(iter(read(name, index, [draws]))).images for name in LOADERS}
+    assert ours["dali"].shape == (len(files), CROP, CROP, 3)
+    for row, (kind, data) in enumerate(files.items()):
+        assert difference(ours["dali"][row], ours["torchvision"][row]) < 0.5, kind
+        if kind == "16-bit png":  # Pillow's own conversion clips: the high byte is meant
+            data = encoded(Image.fromarray(picture(300, 400)[..., 0]), "PNG")
+        assert difference(ours["torchvision"][row], literal(data, draws, row)) < 0.3, kind
+
+
+def bad_files() -> dict[str, bytes]:
+    whole = jpeg(300, 400, 4)
+    tables = bytearray(whole)
+    at = tables.index(b"\xff\xc4") + 5
+    tables[at : at + 16] = b"\xff" * 16  # no such Huffman table
+    png = encoded(Image.fromarray(picture(300, 400)), "PNG")
+    bomb = bytearray(whole)
+    at = bomb.index(b"\xff\xc0")
+    bomb[at + 5 : at + 9] = b"\xff\xff\xff\xff"  # 65535 x 65535 pixels
+    flat = bytearray(whole)
+    flat[at + 5 : at + 7] = b"\0\0"
+    return {
+        "empty": b"",
+        "text": b"<html>404</html>" * 99,
+        "cut in the pixels": whole[: len(whole) * 9 // 10],
+        "cut in the header": whole[:300],
+        "cut by two bytes": whole[:-2] + b"",
+        "cut progressive": jpeg(300, 400, 4, progressive=True)[:-900],
+        "broken tables": bytes(tables),
+        "cut png": png[: len(png) // 2],
+        "cut webp": encoded(Image.fromarray(picture(300, 400)), "WEBP")[:-500],
+        "cut bmp": encoded(Image.fromarray(picture(300, 400)), "BMP")[:-5000],
+        "bomb": bytes(bomb),
+        "no rows": bytes(flat),
+    }
+
+
+BAD = bad_files()
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_bad_file_stops_with_its_path(name, kind, make_index):
+    good = jpeg(300, 400)
+    index = make_index([good, good, BAD[kind], good])
+    batches = read(name, index, [some_draws([0, 1]), some_draws([1, 2, 3])])
+    assert len(next(batches).labels) == 2
+    with pytest.raises(UserError) as refused:
+        next(batches)
+    assert index.path(2) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_bad_files_are_replaced_alike(make_index):
+    good = [jpeg(300, 400, seed) for seed in range(3)]
+    files = [good[0], *BAD.values(), good[1], good[2], b"no image"]
+    index, last_bad = make_index(files), len(files) - 1
+    first_good, count = len(files) - 3, len(BAD)
+    wish = [list(range(len(files))), [2, last_bad], [0, first_good]]
+    draws = [some_draws(indices, 256, [(0.2, 0.7)] * len(indices)) for indices in wish]
+    instead = dict.fromkeys(range(1, count + 1), first_good) | {last_bad: 0}
+    for name in LOADERS:
+        events: list[str] = []
+        batches = list(read(name, index, draws, on_error="skip", on_event=events.append))
+        for batch, drawn, indices in zip(batches, draws, wish, strict=True):
+            shown = [instead.get(i, i) for i in indices]
+            assert batch.indices.tolist() == shown
+            assert batch.labels.tolist() == index.labels[shown].tolist()
+            for row, i in enumerate(shown):
+                assert difference(batch.images[row], literal(files[i], drawn, row)) < 0.3
+        assert len(events) == len(instead)
+        for bad, shown_instead in instead.items():
+            told = [event for event in events if f"image {index.path(bad)} " in event]
+            assert len(told) == 1
+            assert told[0].endswith(f"replaced by {index.path(shown_instead)}")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_nothing_but_bad_files(name, on_error, make_index):
+    index = make_index([b"", b"text", BAD["broken tables"]])
+    with pytest.raises(UserError, match=r"000\.JPEG"):
+        next(read(name, index, [some_draws([0, 1])], on_error=on_error, on_event=print))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_file_that_vanished_is_a_bad_file(name, make_index):
+    index = make_index([jpeg(300, 400), jpeg(300, 400)])
+    Path(index.path(1)).unlink()
+    with pytest.raises(UserError, match=r"001\.JPEG.*No such file"):
+        next(read(name, index, [some_draws([1])]))
+
+
+def test_a_file_that_only_pillow_decodes_is_decoded_by_it(make_index, monkeypatch):
+    """DALI refuses the bytes (here: it is made to think they are an ordinary JPEG's)."""
+    import data.dali
+
+    files = [jpeg(300, 400), encoded(Image.fromarray(picture(300, 400, 2)), "GIF"), jpeg(300, 400)]
+    monkeypatch.setattr(data.dali, "plain_jpeg_size", lambda _: (300, 400))
+    draws = [some_draws([0]), some_draws([2, 1, 0]), some_draws([2, 0])]
+    for batch, drawn in zip(read("dali", make_index(files), draws), draws, strict=True):
+        for row, i in enumerate(drawn.indices):
+            assert difference(batch.images[row], literal(files[i], drawn, row)) < 0.3
