@@ -1,9 +1,12 @@
 """Compose the yaml files with the schema, and turn the result into plain objects."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -17,6 +20,17 @@ def register() -> None:
     """Make the schema known to Hydra; call before @hydra.main composes."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="eval_schema", node=EvalConfig)
+
+
+def compose_config(overrides: Sequence[str], kind: type[T], program: str = "train") -> T:
+    """The configuration of `python PROGRAM.py OVERRIDES`; raises UserError for what it refuses."""
+    register()
+    try:
+        with initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
+            raw = compose(program, list(overrides))
+    except HydraException as error:
+        raise UserError(str(error)) from error
+    return to_config(raw, kind)
 
 
 def to_config(raw: DictConfig, kind: type[T]) -> T:

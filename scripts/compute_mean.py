@@ -6,9 +6,7 @@ The result is the same with any number of workers.
 """
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,14 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.errors import UserError, one_sentence, refusing
+from configs.errors import one_sentence, refusing
 from configs.schema import TrainConfig
-from configs.store import register, to_config
+from configs.store import compose_config
 from configs.validate import val_scale
 from data.batch import Batch
 from data.dataset import open_dataset
@@ -32,6 +28,7 @@ from data.draws import centre_batches
 from data.index import ImageIndex
 from data.load import load
 from data.mean import mean_image
+from engine.checkpoint import write_atomically
 
 _BATCH = 64
 
@@ -60,18 +57,9 @@ def _counted(batches: Iterator[Batch], num_images: int) -> Iterator[Batch]:
 
 def save(mean: Tensor, path: Path) -> None:
     """Write the .npy file in one step. Raises UserError if it cannot be written."""
-    part = None
-    try:
+    with refusing(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, mean.numpy(), allow_pickle=False)
-        os.chmod(part, 0o644)  # mkstemp's files are for their owner only
-        os.replace(part, path)
-    except OSError as error:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_atomically(path, lambda file: np.save(file, mean.numpy(), allow_pickle=False))
 
 
 def main() -> None:
@@ -79,10 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="default: datasets/mean-DATA-CROP.npy")
     arguments, overrides = parser.parse_known_args()
-    register()
-    with one_sentence(), refusing(HydraException):
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = to_config(compose("train", overrides), TrainConfig)
+    with one_sentence():
+        config = compose_config(overrides, TrainConfig)
         data = config.data
         out = arguments.out or Path("datasets") / f"mean-{data.name}-{data.crop}.npy"
         mean = compute_mean(config, open_dataset(data).train)

@@ -11,28 +11,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-
 from configs.errors import one_sentence, refusing
 from configs.schema import TrainConfig
-from configs.store import register, to_config
+from configs.store import compose_config
 from models.describe import describe, table
 
 
 def main(arguments: list[str]) -> None:
     """Print the description of the network that train.py would build with these arguments."""
     overrides = [argument for argument in arguments if argument != "--json"]
-    register()
-    with one_sentence(), refusing(HydraException, ValueError):
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = to_config(compose("train", overrides), TrainConfig)
+    with one_sentence(), refusing(ValueError):
+        config = compose_config(overrides, TrainConfig)
         parts = (config.model, config.act, config.init)
         found = describe(*parts, config.data.num_classes or 1000, config.data.crop)
     if "--json" in arguments:
         print(json.dumps({"model": config.model.name, "crop": config.data.crop, **asdict(found)}))
     else:
-        print(f"model {config.model.name}, act {config.act.name}, init {config.init.name}, ", end="")
+        print(
+            f"model {config.model.name}, act {config.act.name}, init {config.init.name}, ", end=""
+        )
         print(f"one {config.data.crop} x {config.data.crop} image")
         print(table(found))
 

@@ -10,10 +10,8 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is there
 
-from hydra import compose, initialize_config_dir
-
 from configs.schema import EvalConfig, TrainConfig
-from configs.store import register, to_config
+from configs.store import compose_config
 from data.synthetic import make_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,10 +29,8 @@ TINY = [
 
 def composed(*overrides: str, program: str = "train") -> Any:
     """The configuration of `python train.py OVERRIDES` (or eval.py)."""
-    register()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        raw = compose(program, list(overrides))
-    return to_config(raw, TrainConfig if program == "train" else EvalConfig)
+    kind: type = TrainConfig if program == "train" else EvalConfig
+    return compose_config(overrides, kind, program)
 
 
 def run_program(

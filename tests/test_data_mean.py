@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import composed, run_program
 from PIL import Image
 
 from configs.errors import UserError
@@ -13,6 +12,7 @@ from data.batch import Batch
 from data.index import scan_folder
 from data.mean import CHANNEL_MEAN, load_mean, mean_image, warp_mean
 from scripts.compute_mean import compute_mean, save
+from tests.conftest import composed, run_program
 
 CROP, SCALE = 28, 32
 

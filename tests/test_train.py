@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,7 +178,10 @@ def test_accumulation_gives_the_same_losses(
 def test_two_processes_give_the_same_losses_and_count_every_image_once(
     command: list[str], runs: Path, undisturbed: Path
 ) -> None:
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-endpoint=localhost:0"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     run_program(*launch, *command, "name=two", OMP_NUM_THREADS="1")
     for two, one in zip(metrics(runs / "two"), metrics(undisturbed), strict=True):
         assert (two["kind"], two["step"]) == (one["kind"], one["step"])
