@@ -19,30 +19,36 @@ def hash_bits(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def keep_mask(keys: Tensor, layer: int, columns: Tensor, drop: float) -> Tensor:
-    """Which units stay: bool [B, W] for keys int64 [B] and columns int64 [W] of layer `layer`.
+def unit_keys(layer: int, width: int) -> Tensor:
+    """int64 [W]: a key for each unit of a layer, for keep_mask."""
+    return (torch.arange(width) + (layer << 32)) * _GOLDEN
 
-    Unit j of sample b depends on (keys[b], layer, j) only, whichever process or device asks, and
-    whichever part of the columns it holds.
+
+def keep_mask(keys: Tensor, units: Tensor, drop: float) -> Tensor:
+    """Which units stay: bool [B, W] for samples' keys int64 [B] and units' keys int64 [W].
+
+    A function of the two keys only, whichever process or device asks, and whichever part of the
+    batch or of the layer it holds.
     """
-    units = columns + (layer << 32)
-    bits = hash_bits(hash_bits(keys)[:, None] + units[None, :] * _GOLDEN)
+    bits = hash_bits(hash_bits(keys)[:, None] + units[None, :])
     return _shift_right(bits, 40) >= int(drop * (1 << 24))
 
 
 class Dropout(nn.Module):
     """Dropout on a fully connected layer (Sec. 3): kept units are scaled by 1 / (1 - drop)."""
 
-    def __init__(self, drop: float, layer: int) -> None:
+    units: Tensor
+
+    def __init__(self, drop: float, layer: int, width: int) -> None:
         super().__init__()
-        self.drop, self.layer = drop, layer
+        self.drop = drop
+        self.register_buffer("units", unit_keys(layer, width), persistent=False)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """x [B, W]; keys int64 [B], or None for testing: x unchanged."""
         if keys is None or self.drop == 0:
             return x
-        columns = torch.arange(x.shape[1], device=x.device)
-        return x * keep_mask(keys, self.layer, columns, self.drop) / (1 - self.drop)
+        return x * keep_mask(keys, self.units, self.drop) / (1 - self.drop)
 
     def extra_repr(self) -> str:
         return f"drop={self.drop}"

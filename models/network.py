@@ -26,10 +26,10 @@ class Head(nn.Module):
         width1, width2 = widths
         self.fc1 = nn.Linear(num_features, width1)
         self.rect1 = build_rectifier(act, width1)
-        self.drop1 = Dropout(drop, layer=1)
+        self.drop1 = Dropout(drop, 1, width1)
         self.fc2 = nn.Linear(width1, width2)
         self.rect2 = build_rectifier(act, width2)
-        self.drop2 = Dropout(drop, layer=2)
+        self.drop2 = Dropout(drop, 2, width2)
         self.fc3 = nn.Linear(width2, num_classes)  # no rectifier after the last layer (Sec. 2.1)
 
     def forward(self, features: Tensor, keys: Tensor | None = None) -> Tensor:
