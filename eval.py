@@ -16,7 +16,6 @@ from configs.validate import require, val_scale, validate_eval
 from data.draws import centre_batches, subset
 from data.index import ImageIndex, scan_folder
 from data.load import load
-from data.mean import load_mean, warp_mean
 from engine.checkpoint import load_checkpoint
 from engine.distributed import World, open_world
 from engine.precision import set_precision
@@ -35,8 +34,9 @@ def load_viewer(config: EvalConfig, state: dict, run: TrainConfig, world: World)
     network.load_state_dict(state["network"])
     network = network.to(world.device).to(memory_format=torch.channels_last)
     crop = run.data.crop
-    mean = warp_mean(load_mean(run.data.mean), crop, crop).to(world.device)
-    return Viewer(network, mean, precision, crop, config.views, config.square)
+    return Viewer(
+        network, state["mean"].to(world.device), precision, crop, config.views, config.square
+    )
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def evaluate(
     for scale in scales:
         draws = centre_batches(mine, scale, config.batch_size)
         batches = load(index, draws, None, config.loader, config.data.on_error, print)
-        parts.append(viewer.predict(batches))
+        parts.append(viewer.predict(batches, len(index.classes)))
     named = {str(scale): part for scale, part in zip(scales, parts, strict=True)}
     named["combined"] = combine(parts)
     return {name: count_errors(part, world) for name, part in named.items()}
@@ -81,7 +81,9 @@ def run_eval(config: EvalConfig, world: World) -> None:
         "config": to_dict(config),
     }
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    name = f"result-{config.views}-{'-'.join(map(str, scales))}.json"
+    how = [config.views, *(["square"] if config.square else []), *map(str, scales)]
+    some = [f"first{config.subset}"] if config.subset else []
+    name = "-".join(["result", path.stem, *how, *some]) + ".json"
     write_result(Path(config.out) if config.out else folder / name, result)
 
 

@@ -49,7 +49,9 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     network = build_network(*parts, dropout=config.dropout, seed=config.seed).to(world.device)
     network = network.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, config)
-    wrapped = DistributedDataParallel(network) if world.size > 1 else network
+    wrapped = (
+        DistributedDataParallel(network, broadcast_buffers=False) if world.size > 1 else network
+    )
     micro = micro_batch(config, world.size)
     step = TrainingStep(wrapped, optimizer, mean, precision, micro, compiled=config.compile)
     batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))

@@ -23,9 +23,10 @@ def one_sentence() -> Iterator[None]:
 
 
 @contextmanager
-def refusing(*kinds: type[Exception]) -> Iterator[None]:
-    """Raise UserError with the message of any of these exceptions raised inside."""
+def refusing(*kinds: type[Exception], what: str = "", also: str = "") -> Iterator[None]:
+    """Raise UserError for any of these exceptions raised inside: what (its message); also."""
     try:
         yield
     except kinds as error:
-        raise UserError(str(error)) from error
+        sentence = f"{what} ({error})" if what else str(error)
+        raise UserError(f"{sentence}; {also}" if also else sentence) from error

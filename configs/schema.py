@@ -124,6 +124,7 @@ class TrainConfig:
     weight_decay: float = 5e-4  # Sec. 3; on weights, never on slopes (Sec. 2.1) or biases
     dropout: float = 0.5  # on fc1 and fc2 (Sec. 3)
     val_subset: int | None = None  # validate on this many images, chosen once (Figs. 2, 3: 3000)
+    val_every: int | None = None  # also validate every so many steps, for curves; None: epochs only
     precision: str = "bf16"  # fp32 | tf32 | bf16 | fp16
     parallel: str = "ddp"
     device: str = "auto"  # auto | cpu | cuda

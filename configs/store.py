@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from configs.errors import UserError
+from configs.errors import UserError, refusing
 from configs.schema import EvalConfig, TrainConfig
 
 T = TypeVar("T")
@@ -50,7 +50,10 @@ def to_config(raw: DictConfig, kind: type[T]) -> T:
 
 def from_dict(values: dict[str, Any], kind: type[T]) -> T:
     """The configuration that a checkpoint carries as plain values."""
-    return to_config(OmegaConf.merge(OmegaConf.structured(kind), values), kind)  # type: ignore[arg-type]
+    with refusing(OmegaConfBaseException, what="the configuration is of another version"):
+        raw = OmegaConf.merge(OmegaConf.structured(kind), values)
+    assert isinstance(raw, DictConfig)
+    return to_config(raw, kind)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from configs.errors import UserError
-from configs.schema import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from configs.schema import DataConfig, EvalConfig, LoaderConfig, ModelConfig, TrainConfig
 
 PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
+VIEWS = ["centre", "ten"]
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -46,8 +47,9 @@ def validate(config: TrainConfig, num_processes: int) -> None:
     one_of("device", config.device, ["auto", "cpu", "cuda"])
     one_of("schedule.rule", config.schedule.rule, ["plateau", "fixed"])
     one_of("init.rule", config.init.rule, ["he", "he_forward", "xavier", "gaussian"])
-    one_of("loader.device", config.loader.device, ["auto", "cpu", "gpu"])
+    _validate_loader(config.loader)
     _validate_model(config.model)
+    require(len(config.init.fc_std) == 3, f"init.fc_std={config.init.fc_std} must have 3 values")
     _validate_data(config.data)
     _validate_amounts(config)
     share, rest = divmod(config.batch_size, num_processes)
@@ -69,6 +71,25 @@ def _validate_model(model: ModelConfig) -> None:
         f"model.spp={model.spp} must list at least one level, each at least 1",
     )
     require(model.extra_convs >= 0, f"model.extra_convs={model.extra_convs} is negative")
+    require(
+        model.extra_convs == 0 or any(stage.convs > 1 for stage in model.stages),
+        f"model.extra_convs={model.extra_convs} needs a stage of several layers",
+    )
+    for number, stage in enumerate(model.stages, 1):
+        require(
+            min(stage.filters, stage.convs, stage.kernel, stage.stride) > 0 and len(stage.pad) > 0,
+            f"stage {number} of model {model.name} is empty or has no pad",
+        )
+
+
+def _validate_loader(loader: LoaderConfig) -> None:
+    one_of("loader.name", loader.name, ["dali", "torchvision"])
+    one_of("loader.device", loader.device, ["auto", "cpu", "gpu"])
+    require(loader.prefetch > 0, f"loader.prefetch={loader.prefetch} must be at least 1")
+    require(
+        loader.workers is None or loader.workers >= (loader.name == "dali"),
+        f"loader.workers={loader.workers} is too few",
+    )
 
 
 def _validate_data(data: DataConfig) -> None:
@@ -92,8 +113,10 @@ def _validate_amounts(config: TrainConfig) -> None:
         "data.crop": config.data.crop,
         "max_steps": config.max_steps,
         "val_subset": config.val_subset,
+        "val_every": config.val_every,
+        "data.val_scale": config.data.val_scale,
+        "schedule.patience": config.schedule.patience,
         "data.num_classes": config.data.num_classes,
-        "loader.prefetch": config.loader.prefetch,
     }
     for key, value in positive.items():
         require(value is None or value > 0, f"{key}={value} must be at least 1")
@@ -113,7 +136,9 @@ def validate_eval(config: EvalConfig) -> None:
     if config.precision is not None:
         one_of("precision", config.precision, PRECISIONS)
     one_of("device", config.device, ["auto", "cpu", "cuda"])
-    one_of("views", config.views, ["centre", "ten"])
+    one_of("views", config.views, VIEWS)
+    one_of("data.on_error", config.data.on_error, ["stop", "skip"])
+    _validate_loader(config.loader)
     require(config.batch_size > 0, f"batch_size={config.batch_size} must be at least 1")
     require(
         config.scales is None or len(config.scales) > 0,

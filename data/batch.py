@@ -21,7 +21,8 @@ class Batch:
     labels: torch.Tensor  # int64 [B]
     colours: torch.Tensor  # float32 [B, 3], grey levels, to be added to every pixel
     keys: torch.Tensor  # int64 [B]
-    indices: torch.Tensor  # int64 [B] images shown: a replaced one differs from its draw
+    indices: torch.Tensor  # int64 [B] the images shown
+    replaced: torch.Tensor  # bool [B] whether it stands for another one, which is unreadable
 
 
 def make_batch(
@@ -34,4 +35,5 @@ def make_batch(
         torch.from_numpy(draws.colours),
         torch.from_numpy(draws.keys),
         torch.from_numpy(np.ascontiguousarray(shown, np.int64)),
+        torch.from_numpy(np.asarray(shown != draws.indices)),
     )

@@ -36,6 +36,7 @@ def load(
         module = import_module(f"data.{loader.name}")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"loader={loader.name} needs {error.name}, which is not installed: see requirements.txt"
+            f"loader={loader.name} needs {error.name}, which is not installed: see "
+            "requirements.txt, or type loader=torchvision"
         ) from error
     return module.batches(index, draws, crop, loader, on_error, on_event)

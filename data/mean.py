@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,19 +58,18 @@ def warp_mean(mean: Tensor, height: int, width: int) -> Tensor:
     return warped[0].permute(1, 2, 0).contiguous()
 
 
-def mean_image(batches: Iterable[Batch], wanted: Iterable[npt.NDArray[np.int64]]) -> Tensor:
+def mean_image(batches: Iterable[Batch]) -> Tensor:
     """Mean [S, S, 3], float32 grey levels, of the crops in `batches`, each of B images of one size.
 
-    `wanted` are the indices that were asked for, [B] a batch: an image shown in place of an
-    unreadable one is left out, as it has its own turn. Sums are integers, so that the result does
-    not depend on how images were put into batches. Raises UserError if no image is left.
+    An image shown in place of an unreadable one is left out: it has its own turn. Sums are
+    integers, so that the result does not depend on how images were put into batches. Raises
+    UserError if no image is left.
     """
     total: Tensor | int = 0
     count = 0
-    for batch, asked in zip(batches, wanted, strict=True):
+    for batch in batches:
         assert isinstance(batch.images, Tensor)
-        own = batch.indices == torch.from_numpy(asked)
-        images = batch.images[own.to(batch.images.device)]
+        images = batch.images[(~batch.replaced).to(batch.images.device)]
         total = total + images.sum(0, dtype=torch.int64).cpu()
         count += len(images)
     if not isinstance(total, Tensor) or not count:

@@ -38,10 +38,13 @@ class World:
         dist.all_reduce(total)
         return total.cpu()
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        if self.size > 1:
-            dist.barrier()
+    def gather(self, values: list[str]) -> list[str]:
+        """All processes' values, in order of rank; every process gets them."""
+        if self.size == 1:
+            return values
+        lists: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
 
 
 def _device(choice: str, local_rank: int) -> torch.device:
@@ -51,6 +54,11 @@ def _device(choice: str, local_rank: int) -> torch.device:
         raise UserError("device=cuda, but torch finds no GPU here: use device=cpu")
     if choice == "cpu" or not available:
         return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU of its own, there are "
+            f"{torch.cuda.device_count()}: start as many processes as GPUs"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 

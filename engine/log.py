@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from configs.errors import refusing
 from engine.checkpoint import write_atomically
 from models.activations import PReLU
 
@@ -39,7 +40,9 @@ class Log:
             return
         self.path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept) if step else ""
+        kept = kept if step else []
+        self.told = {line["what"] for line in kept if line["kind"] == "event"}
+        text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda file: file.write(text.encode()))
         self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
         # What TensorBoard saw at or after purge_step is hidden: curves do not run back.
@@ -50,11 +53,19 @@ class Log:
         """One line of metrics.jsonl; numbers go to TensorBoard too."""
         if not self.active:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        with refusing(OSError, what=f"could not write {self.path}"):
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.flush()
         for key, value in values.items():
             if isinstance(value, int | float) and key != "epoch":
                 self.board.add_scalar(f"{kind}/{key}", value, step)
+
+    def event(self, step: int, epoch: int, what: str) -> None:
+        """Something worth knowing, such as an image that could not be read; told once."""
+        if self.active and what not in self.told:
+            self.told.add(what)
+            self.write("event", step, epoch=epoch, what=what)
+            self.say(what)
 
     def say(self, text: str) -> None:
         """A line for the person who watches, above the progress bar if there is one."""
@@ -101,7 +112,8 @@ class Log:
     def sync(self) -> None:
         """Bring everything written so far to the disk: a checkpoint must not be ahead of it."""
         if self.active:
-            os.fsync(self.file.fileno())
+            with refusing(OSError, what=f"could not write {self.path}"):
+                os.fsync(self.file.fileno())
             self.board.flush()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from configs.errors import UserError
+from configs.errors import UserError, refusing
 from configs.schema import TrainConfig
 from configs.store import to_dict
 from data.batch import Batch
@@ -21,6 +21,7 @@ from data.streams import OnEvent
 from engine.checkpoint import keep_epoch, load_checkpoint, save_checkpoint
 from engine.distributed import World
 from engine.log import Log
+from engine.meter import Meter
 from engine.optim import set_learning_rate
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
@@ -65,9 +66,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.settings = to_dict(self.config)  # as plain values, kept in every checkpoint
-        self.fingerprint = self.dataset.train.fingerprint()
+        self.images = [self.dataset.train.fingerprint(), self.dataset.val.fingerprint()]
         self.progress = Progress()
-        self.unread: list[Tensor] = []  # losses still on the device
+        self.meter = Meter(self.world)
+        self.events: list[str] = []  # noted by this process, not yet written
         steps = self.last_step_of(self.config.epochs - 1)
         self.total = min(steps, self.config.max_steps or steps)
 
@@ -76,13 +78,15 @@ class Trainer:
         return math.ceil((epoch + 1) * len(self.dataset.train) / self.config.batch_size)
 
     def note(self, what: str) -> None:
-        """Record an event, such as an image that could not be read."""
-        self.log.write("event", self.progress.step, epoch=len(self.progress.val_errors), what=what)
-        self.log.say(what)
+        """Remember an event, such as an image that could not be read, for the next metrics line."""
+        self.events.append(what)
 
     def fit(self) -> None:
         """Train to the end, from the last checkpoint if there is one."""
         self.resume()
+        steps = self.world.sum(torch.tensor(self.progress.step))
+        if steps != self.progress.step * self.world.size:
+            raise UserError(f"not all processes see {self.folder}: it must be on a shared disk")
         self.log = Log(self.folder, self.progress.step, self.total, self.world.is_main)
         try:
             if self.progress.step:
@@ -99,12 +103,14 @@ class Trainer:
         rate = learning_rate(self.config.schedule, self.progress.val_errors)
         set_learning_rate(self.step.optimizer, rate)
         end = self.last_step_of(epoch)
-        every = self.config.checkpoint.every_steps
-        self.clock, self.waited, self.since = time.perf_counter(), 0.0, self.progress.step
+        every, val_every = self.config.checkpoint.every_steps, self.config.val_every
+        self.meter.restart(self.progress.step)
         while self.progress.step < min(end, self.total):
             self.train_one_step(stream, epoch, rate)
-            step = self.progress.step
-            if step < min(end, self.total) and every and step % every == 0:
+            step, ended = self.progress.step, self.progress.step >= min(end, self.total)
+            if not ended and val_every and step % val_every == 0:
+                self.evaluate(epoch)
+            if not ended and every and step % every == 0:
                 self.save("last.pt")
         error = self.evaluate(epoch)
         if self.progress.step < end:  # max_steps cut the epoch: it does not count in the schedule
@@ -119,10 +125,10 @@ class Trainer:
         """Fetch a batch and step; every `log_every` steps, and at the end, write a metrics line."""
         before = time.perf_counter()
         batch = next(stream)
-        self.waited += time.perf_counter() - before
+        self.meter.waited += time.perf_counter() - before
         if self.progress.step == 0:
             self.show(batch)
-        self.unread.append(self.step(batch))
+        self.meter.unread.append(self.step(batch))
         self.progress.step += 1
         self.log.advance()
         if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
@@ -131,15 +137,13 @@ class Trainer:
     def write_metrics(self, epoch: int, rate: float) -> None:
         """A line of what happened since the last one."""
         self.read_losses()
+        self.write_events(epoch)
         step = self.progress.step
-        seconds = time.perf_counter() - self.clock
-        done = step - self.since
         values = {
             "epoch": epoch,
             "loss": math.fsum(self.progress.window) / len(self.progress.window),
             "lr": rate,
-            "images_per_second": done * self.config.batch_size / seconds,
-            "data_wait": self.waited / seconds,
+            **self.meter.rates(step, self.config.batch_size),
         }
         self.log.write("train", step, **values)
         self.log.layers(step, self.network)
@@ -152,7 +156,13 @@ class Trainer:
         }
         self.log.report(step, self.total, shown)
         self.progress.window = []
-        self.clock, self.waited, self.since = time.perf_counter(), 0.0, step
+        self.meter.restart(step)
+
+    def write_events(self, epoch: int) -> None:
+        """What all processes noted."""
+        for what in self.world.gather(self.events):
+            self.log.event(self.progress.step, epoch, what)
+        self.events.clear()
 
     def show(self, batch: Batch) -> None:
         """The first batch as a picture, as the network sees it."""
@@ -163,30 +173,21 @@ class Trainer:
         self.log.picture(0, "augmented_batch", network_input(images, mean, colours))
 
     def read_losses(self) -> None:
-        """Fetch the losses that wait on the device, averaged over the processes.
+        """Bring the losses up to now; raises UserError, with what is saved, if one is no number."""
+        with refusing(UserError, also=self.kept()):
+            self.progress.window += self.meter.read_losses(self.progress.step)
 
-        Raises UserError, naming the step, if one is not a number; what is saved stays as it is.
-        """
-        if not self.unread:
-            return
-        losses = self.world.sum(torch.stack(self.unread).double()) / self.world.size
-        first = self.progress.step - len(self.unread) + 1
-        self.unread = []
-        for offset, loss in enumerate(losses.tolist()):
-            if not math.isfinite(loss):
-                raise UserError(self.not_finite(f"the loss became {loss} at step {first + offset}"))
-            self.progress.window.append(loss)
-
-    def not_finite(self, what: str) -> str:
-        """The sentence for a run that diverged."""
+    def kept(self) -> str:
+        """What there is to go back to when a run diverges."""
         last = self.folder / "checkpoints" / "last.pt"
         kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
-        return f"{what}; {kept}; try a smaller schedule.rates or precision=fp32"
+        return f"{kept}; try smaller schedule.rates, or precision=fp32, as a new run with name=..."
 
     def evaluate(self, epoch: int) -> float:
         """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
         self.read_losses()
         errors = self.validate(self.note)
+        self.write_events(epoch)
         step = self.progress.step
         values = {key: getattr(errors, key) for key in ("top1_error", "top5_error", "images")}
         self.log.write("val", step, epoch=epoch, **values)
@@ -205,14 +206,15 @@ class Trainer:
         norms = torch.stack(torch._foreach_norm([p.detach() for p in self.network.parameters()]))
         if not bool(norms.isfinite().all()):
             step = self.progress.step
-            raise UserError(self.not_finite(f"a weight is not finite after step {step}"))
+            raise UserError(f"a weight is not finite after step {step}; {self.kept()}")
         if not self.world.is_main:
             return
         self.log.sync()
         state: dict[str, Any] = {
             "config": self.settings,
             "classes": self.dataset.train.classes,
-            "dataset": self.fingerprint,
+            "images": self.images,
+            "mean": self.step.mean.cpu(),
             "progress": asdict(self.progress),
             "network": self.network.state_dict(),
         }
@@ -228,10 +230,12 @@ class Trainer:
             return
         state = load_checkpoint(path)
         refuse_changes(path, state["config"], self.settings)
-        if state["dataset"] != self.fingerprint:
+        same_mean = torch.equal(state["mean"], self.step.mean.cpu())
+        if state["images"] != self.images or not same_mean:
+            what = "images" if same_mean else "mean"
             raise UserError(
-                f"{path} was trained on other images than {self.config.data.root} holds now: "
-                "give name=... for a new run"
+                f"{path} was trained with other {what} than {self.config.data.root} and "
+                f"data.mean={self.config.data.mean} give now: give name=... for a new run"
             )
         self.network.load_state_dict(state["network"])
         self.step.optimizer.load_state_dict(state["optimizer"])

@@ -13,9 +13,12 @@ from configs.store import flatten, read_yaml
 from engine.checkpoint import write_atomically
 from engine.distributed import World
 
-# Keys that may change between the sessions of one run: they do not change what is computed. The
-# data set may move, its content is compared through the index's fingerprint.
-FREE_KEYS = {"max_steps", "log_every", "runs", "data.root", "data.on_error", "device"}
+# Keys that may change between the sessions of one run: they do not change what is computed, but
+# for rounding. Data set and mean image may move, their content is compared.
+FREE_KEYS = {
+    *("compile", "data.mean", "data.on_error", "data.root", "device", "log_every", "max_steps"),
+    *("micro_batch", "runs", "val_every"),
+}
 FREE_GROUPS = ("loader.", "checkpoint.")
 
 
@@ -73,9 +76,9 @@ def _hold(lock: IO[str], folder: Path) -> None:
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    """config.yaml of a new run, or the comparison with that of an old one."""
+    """config.yaml of a new run, or the comparison with that of one that has got somewhere."""
     path = folder / "config.yaml"
-    if path.exists():
+    if path.exists() and (folder / "checkpoints" / "last.pt").exists():
         refuse_changes(folder, read_yaml(path), config)
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from configs.errors import UserError
 from data.batch import Batch
 from data.normalise import network_input
 from engine.distributed import World
@@ -26,11 +27,19 @@ def class_probabilities(
 def centre_errors(
     network: nn.Module, batches: Iterable[Batch], mean: Tensor, precision: Precision, world: World
 ) -> ErrorCounts:
-    """Errors over all processes' batches of centre crops, every image counted once."""
+    """Errors over all processes' batches of centre crops, every readable image counted once."""
     total = ErrorCounts()
     for batch in batches:
         assert isinstance(batch.images, Tensor)
-        scores = class_probabilities(network, batch.images, mean, precision)
-        total += ErrorCounts.of(scores, batch.labels.to(scores.device))
-    counts = torch.tensor([total.images, total.wrong_top1, total.wrong_top5])
-    return ErrorCounts(*world.sum(counts).tolist())
+        scores = class_probabilities(network, batch.images, mean, precision).cpu()
+        total += ErrorCounts.of(scores[~batch.replaced], batch.labels[~batch.replaced])
+    return sum_errors(total, world)
+
+
+def sum_errors(mine: ErrorCounts, world: World) -> ErrorCounts:
+    """The counts of all processes together. Raises UserError if there is no image in any."""
+    counts = torch.tensor([mine.images, mine.wrong_top1, mine.wrong_top5])
+    total = ErrorCounts(*world.sum(counts).tolist())
+    if not total.images:
+        raise UserError("no image could be evaluated")
+    return total

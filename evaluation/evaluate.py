@@ -1,6 +1,6 @@
 """Executes a view plan over a data set: class probabilities for every image at every scale."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,23 +43,18 @@ class Viewer:
         scores = class_probabilities(self.network, torch.stack(crops), self.mean, self.precision)
         return scores.unflatten(0, (len(images), -1)).mean(1).cpu()
 
-    def predict(self, batches: Iterable[Batch]) -> Predictions:
-        """Scores of all images of batches of whole images."""
-        return _collect(self._each(batches))
-
-    def _each(self, batches: Iterable[Batch]) -> Iterator[Predictions]:
+    def predict(self, batches: Iterable[Batch], num_classes: int) -> Predictions:
+        """Scores of all readable images of batches of whole images."""
+        scores = [torch.empty(0, num_classes)]
+        labels = [torch.empty(0, dtype=torch.int64)]
+        indices = [torch.empty(0, dtype=torch.int64)]
         for batch in batches:
             assert isinstance(batch.images, list)
-            yield Predictions(self.scores(batch.images), batch.labels, batch.indices)
-
-
-def _collect(parts: Iterable[Predictions]) -> Predictions:
-    kept = list(parts)
-    return Predictions(
-        torch.cat([part.scores for part in kept]),
-        torch.cat([part.labels for part in kept]),
-        torch.cat([part.indices for part in kept]),
-    )
+            own = ~batch.replaced
+            scores.append(self.scores(batch.images)[own])
+            labels.append(batch.labels[own])
+            indices.append(batch.indices[own])
+        return Predictions(torch.cat(scores), torch.cat(labels), torch.cat(indices))
 
 
 def combine(parts: list[Predictions]) -> Predictions:

@@ -4,19 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine.checkpoint import write_atomically
 from engine.distributed import World
+from evaluation.centre import sum_errors
 from evaluation.errors import ErrorCounts
 from evaluation.evaluate import Predictions
 
 
 def count_errors(predictions: Predictions, world: World) -> ErrorCounts:
     """Errors over all processes' predictions."""
-    mine = ErrorCounts.of(predictions.scores, predictions.labels)
-    counts = torch.tensor([mine.images, mine.wrong_top1, mine.wrong_top5])
-    return ErrorCounts(*world.sum(counts).tolist())
+    return sum_errors(ErrorCounts.of(predictions.scores, predictions.labels), world)
 
 
 def errors_entry(counts: ErrorCounts) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-VIEWS = ["centre", "ten"]
-
 
 @dataclass(frozen=True)
 class Window:

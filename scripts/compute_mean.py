@@ -21,7 +21,7 @@ from tqdm import tqdm
 from configs.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from configs.validate import val_scale
+from configs.validate import val_scale, validate
 from data.batch import Batch
 from data.dataset import open_dataset
 from data.draws import centre_batches
@@ -39,9 +39,8 @@ def compute_mean(config: TrainConfig, train: ImageIndex) -> Tensor:
     indices = np.arange(len(train))
     draws = centre_batches(indices, val_scale(data), _BATCH)
     batches = load(train, draws, data.crop, config.loader, data.on_error, _note)
-    asked = np.split(indices, range(_BATCH, len(indices), _BATCH))
     with closing(batches):
-        return mean_image(_counted(batches, len(indices)), asked)
+        return mean_image(_counted(batches, len(indices)))
 
 
 def _note(event: str) -> None:
@@ -69,6 +68,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     with one_sentence():
         config = compose_config(overrides, TrainConfig)
+        validate(config, num_processes=1)
         data = config.data
         out = arguments.out or Path("datasets") / f"mean-{data.name}-{data.crop}.npy"
         mean = compute_mean(config, open_dataset(data).train)

@@ -7,8 +7,8 @@ source "$(dirname "$0")/setup.sh"
 run=runs/quickstart
 # small14 as in the paper but for narrow fc layers, smaller crops and a short schedule.
 train=(model=small14 act=prelu init=he data=synthetic "model.fc=[512,512]" precision=fp32
-    batch_size=32 epochs=6 schedule.rule=fixed "schedule.rates=[1e-2,1e-3]"
-    "schedule.switch_epochs=[5]" log_every=20 name=quickstart)
+    batch_size=32 epochs=4 schedule.rule=fixed "schedule.rates=[3e-3,3e-4]"
+    "schedule.switch_epochs=[3]" log_every=25 name=quickstart)
 
 echo "== Training (a finished run is reused: rm -r $run starts again)"
 python train.py "${train[@]}"

@@ -133,6 +133,7 @@ def test_bad_files_are_replaced_alike(make_index):
         for batch, drawn, indices in zip(batches, draws, wish, strict=True):
             shown = [instead.get(i, i) for i in indices]
             assert batch.indices.tolist() == shown
+            assert batch.replaced.tolist() == [i in instead for i in indices]
             assert batch.labels.tolist() == index.labels[shown].tolist()
             for row, i in enumerate(shown):
                 assert difference(batch.images[row], literal(files[i], drawn, row)) < 0.3

@@ -84,27 +84,26 @@ def test_program_refuses_a_missing_data_set(tmp_path: Path) -> None:
     assert not (tmp_path / "m.npy").exists()
 
 
-def batch(pixels: torch.Tensor, indices: list[int]) -> Batch:
-    count = len(indices)
+def batch(pixels: torch.Tensor, replaced: list[bool]) -> Batch:
+    count = len(replaced)
     nothing = torch.zeros(count, dtype=torch.int64)
-    return Batch(pixels, nothing, torch.zeros(count, 3), nothing, torch.tensor(indices))
+    return Batch(pixels, nothing, torch.zeros(count, 3), nothing, nothing, torch.tensor(replaced))
 
 
 def test_batching_does_not_matter_and_replacements_do_not_count() -> None:
     pixels = torch.randint(0, 256, (7, 4, 4, 3), dtype=torch.uint8)
-    shown = [0, 1, 3, 3, 4, 5, 6]  # image 2 is unreadable, 3 was shown in its place
-    wanted = np.arange(7)
-    one = mean_image([batch(pixels, shown)], [wanted])
+    replaced = [place == 2 for place in range(7)]
+    one = mean_image([batch(pixels, replaced)])
     cuts = [(0, 3), (3, 4), (4, 7)]
-    parts = [batch(pixels[a:b], shown[a:b]) for a, b in cuts]
-    assert torch.equal(mean_image(parts, [wanted[a:b] for a, b in cuts]), one)
+    parts = [batch(pixels[a:b], replaced[a:b]) for a, b in cuts]
+    assert torch.equal(mean_image(parts), one)
     expected = pixels[[0, 1, 3, 4, 5, 6]].double().mean(0).float()
     torch.testing.assert_close(one, expected, rtol=1e-6, atol=0)
 
 
 def test_no_image_is_refused() -> None:
     with pytest.raises(UserError, match="no image"):
-        mean_image([], [])
+        mean_image([])
 
 
 def test_channel_mean_fits_every_size() -> None:

@@ -65,7 +65,8 @@ def test_ten_views_against_pillow(synthetic: Path, square: bool) -> None:
     index = scan_folder(synthetic, "val")
     chosen = np.arange(0, len(index), 41)
     loader = composed("loader=torchvision", "loader.workers=0").loader
-    found = viewer.predict(load(index, centre_batches(chosen, 80, 3), None, loader, "stop", print))
+    batches = load(index, centre_batches(chosen, 80, 3), None, loader, "stop", print)
+    found = viewer.predict(batches, 10)
     assert found.indices.tolist() == chosen.tolist()
     assert found.labels.tolist() == index.labels[chosen].tolist()
     for i, scores in zip(chosen, found.scores, strict=True):

@@ -270,7 +270,7 @@ def test_compiled_step_trains_alike(command: list[str], runs: Path, undisturbed:
 def test_eval_writes_the_result_of_the_contract(undisturbed: Path, views: str) -> None:
     path = undisturbed / "checkpoints" / "best.pt"
     out = run_program("eval.py", f"checkpoint={path}", f"views={views}", "scales=[73,96]").stdout
-    result = json.loads((undisturbed / f"result-{views}-73-96.json").read_text())
+    result = json.loads((undisturbed / f"result-best-{views}-73-96.json").read_text())
     assert result["views"] == views
     assert [row["scale"] for row in result["scales"]] == [73, 96]
     assert result["images"] == 50
