@@ -56,7 +56,7 @@ def _counted(batches: Iterator[Batch], num_images: int) -> Iterator[Batch]:
 
 def save(mean: Tensor, path: Path) -> None:
     """Write the .npy file in one step. Raises UserError if it cannot be written."""
-    with refusing(OSError):
+    with refusing(OSError, what=f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: np.save(file, mean.numpy(), allow_pickle=False))
 
