@@ -143,14 +143,17 @@ class EvalDataConfig:
 class EvalConfig:
     """Keys of eval.py (Sec. 3, testing)."""
 
-    checkpoint: Any = MISSING  # a checkpoint file
+    checkpoint: Any = MISSING  # a checkpoint, or a list: an ensemble (Table 7); .npz: predictions
+    weights: list[float] | None = None  # of the ensemble's members; None: alike
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     loader: LoaderConfig = MISSING
-    views: str = "centre"  # centre | ten
-    scales: list[int] | None = None  # shorter sides; None: the validation scale of the run
-    square: bool = False  # ten views from the central square ([16]), not the entire image ([11])
+    views: str = "centre"  # centre | ten | grid | sparse | dense
+    scales: list[int] | None = None  # shorter sides; None: the run's validation scale, [11]'s six
+    average: str = "probabilities"  # over views and scales: probabilities | logits
+    square: bool = False  # windows of the central square ([16]), not of the entire image ([11])
     subset: int | None = None  # as val_subset of the run
-    batch_size: int = 16  # images at once on a device (ten views: ten crops each)
+    batch_size: int = 8  # images of one size at once on a device
     precision: str | None = None  # fp32 | tf32 | bf16 | fp16; None: as the run was trained
     device: str = "auto"  # auto | cpu | cuda
-    out: str | None = None  # result file; None: result-VIEWS-SCALES.json in the run's folder
+    save_predictions: str | None = None  # .npz for the combined probabilities (float16)
+    out: str | None = None  # result file; None: result-*.json in the run's folder

@@ -6,7 +6,7 @@ from configs.errors import UserError
 from configs.schema import DataConfig, EvalConfig, LoaderConfig, ModelConfig, TrainConfig
 
 PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]
-VIEWS = ["centre", "ten"]
+VIEWS = ["centre", "ten", "grid", "sparse", "dense"]
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -140,7 +140,29 @@ def validate_eval(config: EvalConfig) -> None:
     one_of("data.on_error", config.data.on_error, ["stop", "skip"])
     _validate_loader(config.loader)
     require(config.batch_size > 0, f"batch_size={config.batch_size} must be at least 1")
+    one_of("average", config.average, ["probabilities", "logits"])
     require(
-        config.scales is None or len(config.scales) > 0,
-        "scales=[] lists no scale: give at least one shorter side",
+        config.scales is None or (len(config.scales) > 0 and min(config.scales) > 0),
+        f"scales={config.scales} must list shorter sides in pixels",
     )
+    require(
+        config.scales is None or len(set(config.scales)) == len(config.scales),
+        f"scales={config.scales} names a scale twice",
+    )
+    require(
+        not config.square or config.views in ("ten", "grid"),
+        f"square=true needs views=ten or grid, not {config.views}",
+    )
+    require(
+        config.save_predictions is None or config.save_predictions.endswith(".npz"),
+        f"save_predictions={config.save_predictions} must end in .npz",
+    )
+
+
+def checkpoint_list(config: EvalConfig) -> list[str]:
+    """The files that checkpoint= names, one or several; raises UserError for none, or one twice."""
+    files = config.checkpoint if isinstance(config.checkpoint, list) else [config.checkpoint]
+    names = [str(file) for file in files]
+    require(len(names) > 0, "checkpoint=[] names no file")
+    require(len(set(names)) == len(names), f"checkpoint={names} names a file twice")
+    return names

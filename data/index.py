@@ -105,6 +105,13 @@ def scan_folder(root: Path | str, split: str, classes: Sequence[str] | None = No
     return ImageIndex(order, labels[by_label], str(folder), names[by_label])
 
 
+def class_names(root: Path | str, split: str) -> list[str]:
+    """Sorted names of the class folders of a split. Raises UserError if there is no such folder."""
+    root = Path(root).expanduser().absolute()
+    _refuse_missing(root, split)
+    return list(_class_folders(root / split))
+
+
 def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -> int:
     """The number of classes, once train and val are known to fit together.
 

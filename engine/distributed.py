@@ -38,6 +38,11 @@ class World:
         dist.all_reduce(total)
         return total.cpu()
 
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
     def gather(self, values: list[str]) -> list[str]:
         """All processes' values, in order of rank; every process gets them."""
         if self.size == 1:

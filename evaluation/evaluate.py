@@ -1,65 +1,82 @@
-"""Executes a view plan over a data set: class probabilities for every image at every scale."""
+"""Runs a viewer over a data set: images of equal size together, part by part."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
-from data.batch import Batch
-from engine.precision import Precision
-from evaluation.centre import class_probabilities
-from evaluation.views import plan
+from configs.schema import EvalConfig
+from data.draws import centre_batches
+from data.index import ImageIndex
+from data.load import load
+from evaluation.parts import Parts
+from evaluation.viewer import Viewer
 
+Ints = npt.NDArray[np.int64]
 
-@dataclass(frozen=True)
-class Predictions:
-    """Averaged softmax scores of N images at one scale, or of several scales combined."""
-
-    scores: Tensor  # float32 [N, K], on the CPU
-    labels: Tensor  # int64 [N]
-    indices: Tensor  # int64 [N] places in the index
-
-
-@dataclass(frozen=True)
-class Viewer:
-    """A network with the views it is tested on."""
-
-    network: nn.Module
-    mean: Tensor  # [crop, crop, 3] or [1, 1, 3]
-    precision: Precision
-    crop: int
-    views: str
-    square: bool
-
-    def scores(self, images: list[Tensor]) -> Tensor:
-        """float32 [B, K]: softmax scores averaged over each image's views, uint8 [h, w, 3] each."""
-        crops = []
-        for image in images:
-            height, width, _ = image.shape
-            for w in plan(self.views, height, width, self.crop, square=self.square):
-                view = image[w.y : w.y + self.crop, w.x : w.x + self.crop]
-                crops.append(view.flip(1) if w.flip else view)
-        scores = class_probabilities(self.network, torch.stack(crops), self.mean, self.precision)
-        return scores.unflatten(0, (len(images), -1)).mean(1).cpu()
-
-    def predict(self, batches: Iterable[Batch], num_classes: int) -> Predictions:
-        """Scores of all readable images of batches of whole images."""
-        scores = [torch.empty(0, num_classes)]
-        labels = [torch.empty(0, dtype=torch.int64)]
-        indices = [torch.empty(0, dtype=torch.int64)]
-        for batch in batches:
-            assert isinstance(batch.images, list)
-            own = ~batch.replaced
-            scores.append(self.scores(batch.images)[own])
-            labels.append(batch.labels[own])
-            indices.append(batch.indices[own])
-        return Predictions(torch.cat(scores), torch.cat(labels), torch.cat(indices))
+# Images waiting for others of their size, in batches: bounds memory.
+_WAITING = 16
 
 
-def combine(parts: list[Predictions]) -> Predictions:
-    """The mean of the scores of several scales of the same images, in the same order."""
-    first = parts[0]
-    assert all(torch.equal(part.indices, first.indices) for part in parts)
-    scores = torch.stack([part.scores for part in parts]).mean(0)
-    return Predictions(scores, first.labels, first.indices)
+def score_images(
+    viewer: Viewer,
+    index: ImageIndex,
+    chosen: Ints,
+    scale: int,
+    parts: Parts,
+    mine: Ints,
+    config: EvalConfig,
+    on_event: Callable[[str], None],
+) -> None:
+    """Fill `parts` with the scores of chosen[mine], resized to `scale`.
+
+    Scores do not depend on which images are together in a batch.
+    """
+    draws = centre_batches(chosen[mine], scale, config.batch_size)
+    batches = load(index, draws, None, config.loader, config.data.on_error, on_event)
+    with tqdm(total=len(mine), desc=f"scale {scale}", unit="img", disable=None) as bar:
+
+        def images() -> Iterator[tuple[int, Tensor]]:
+            """Position and pixels of every readable image."""
+            positions = iter(mine)
+            for batch in batches:
+                for image, replaced in zip(batch.images, batch.replaced.tolist(), strict=True):
+                    position = int(next(positions))
+                    if not replaced:
+                        yield position, image
+                        continue
+                    parts.put(position, None)
+                    bar.update()
+
+        for positions, pixels in equal_sizes(images(), config.batch_size):
+            scores = viewer.scores(pixels).numpy()
+            for position, row in zip(positions, scores, strict=True):
+                parts.put(position, row)
+            bar.update(len(positions))
+
+
+def equal_sizes(
+    images: Iterator[tuple[int, Tensor]], batch_size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of up to `batch_size` images of one size: their positions, and [B, H, W, 3]."""
+    waiting: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
+    count = 0
+    for item in images:
+        group = waiting[item[1].shape]
+        group.append(item)
+        count += 1
+        if len(group) == batch_size or count >= _WAITING * batch_size:
+            largest = max(waiting, key=lambda shape: len(waiting[shape]))
+            group = waiting.pop(largest)
+            count -= len(group)
+            yield _together(group)
+    for group in waiting.values():
+        yield _together(group)
+
+
+def _together(group: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
+    return [position for position, _ in group], torch.stack([image for _, image in group])

@@ -10,9 +10,12 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is there
 
+import torch
+
 from configs.schema import EvalConfig, TrainConfig
 from configs.store import compose_config
 from data.synthetic import make_synthetic
+from engine.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +28,9 @@ TINY = [
     "precision=fp32",
     "batch_size=16",
 ]
+
+SHORT = [*TINY, "epochs=2", "log_every=7", "checkpoint.every_steps=10"]
+TIMES = ("images_per_second", "data_wait")  # what differs between two equal runs
 
 
 def composed(*overrides: str, program: str = "train") -> Any:
@@ -57,3 +63,41 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "synthetic"
     make_synthetic(root)
     return root
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def checkpoint(folder: Path, name: str = "last.pt") -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, synthetic: Path) -> Path:
+    """A part of the embedded set: 200 training and 50 validation images."""
+    root = tmp_path_factory.mktemp("data") / "small"
+    for split, count in (("train", 20), ("val", 5)):
+        for folder in sorted((synthetic / split).iterdir()):
+            (root / split / folder.name).mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:count]:
+                os.link(image, root / split / folder.name / image.name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def command(small: Path, runs: Path) -> list[str]:
+    """25 steps: two epochs of 200 images in batches of 16."""
+    return ["train.py", *SHORT, "data=folder", f"data.root={small}", f"runs={runs}"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(command: list[str], runs: Path) -> Path:
+    run_program(*command, "name=undisturbed", "checkpoint.keep=1")
+    return runs / "undisturbed"

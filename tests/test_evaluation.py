@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.draws import centre_batches
 from data.index import scan_folder
-from data.load import load
 from engine.precision import Precision
 from evaluation.errors import ErrorCounts, label_ranks
-from evaluation.evaluate import Predictions, Viewer, combine
+from evaluation.evaluate import score_images
+from evaluation.parts import Parts
+from evaluation.predictions import weighted_mean
+from evaluation.viewer import Viewer
 from evaluation.views import plan
 from models.network import build_network
 from tests.conftest import composed
@@ -56,20 +57,21 @@ def test_ten_views_of_the_entire_image_and_of_its_square() -> None:
 
 
 @pytest.mark.parametrize("square", [False, True])
-def test_ten_views_against_pillow(synthetic: Path, square: bool) -> None:
+def test_ten_views_against_pillow(synthetic: Path, tmp_path: Path, square: bool) -> None:
     """Every image's scores, against crops made one by one with Pillow."""
     config = composed("model=small14", "model.fc=[32,32]", "init.fc_std=[0.01,0.1,0.1]")
     network = build_network(config.model, config.act, config.init, 10).eval()
     mean = torch.tensor([122.679, 116.669, 104.007]).reshape(1, 1, 3)
-    viewer = Viewer(network, mean, FP32, 64, "ten", square)
+    viewer = Viewer(network, mean, FP32, 64, "ten", square=square)
     index = scan_folder(synthetic, "val")
     chosen = np.arange(0, len(index), 41)
-    loader = composed("loader=torchvision", "loader.workers=0").loader
-    batches = load(index, centre_batches(chosen, 80, 3), None, loader, "stop", print)
-    found = viewer.predict(batches, 10)
-    assert found.indices.tolist() == chosen.tolist()
-    assert found.labels.tolist() == index.labels[chosen].tolist()
-    for i, scores in zip(chosen, found.scores, strict=True):
+    loader = ["loader=torchvision", "loader.workers=0", "batch_size=3"]
+    config = composed("checkpoint=x", *loader, program="eval")
+    parts = Parts(tmp_path, len(chosen), 10, size=4)
+    score_images(viewer, index, chosen, 80, parts, parts.pending(0, 1), config, print)
+    assert len(parts.pending(0, 1)) == 0
+    for i, row in zip(chosen, parts.read(), strict=True):
+        scores = torch.from_numpy(row)
         with Image.open(index.path(int(i))) as file:
             image = file.convert("RGB")
         short = min(image.size)
@@ -97,14 +99,14 @@ def test_probabilities_are_averaged_not_logits() -> None:
 
     image = torch.zeros(8, 16, 3, dtype=torch.uint8)
     image[:, 8:] = 4
-    viewer = Viewer(Brightness(), torch.zeros(1, 1, 3), FP32, 8, "ten", False)
+    viewer = Viewer(Brightness(), torch.zeros(1, 1, 3), FP32, 8, "ten")  # type: ignore[arg-type]
     left, middle, right = [torch.tensor([v, -v]).softmax(0) for v in (0.0, 2.0, 4.0)]
     expected = (4 * left + 2 * middle + 4 * right) / 10
-    torch.testing.assert_close(viewer.scores([image])[0], expected)
+    torch.testing.assert_close(viewer.scores(image[None])[0], expected)
 
 
 def test_scales_are_combined_as_their_mean() -> None:
-    labels = indices = torch.arange(3)
-    parts = [Predictions(torch.rand(3, 4), labels, indices) for _ in range(3)]
-    expected = (parts[0].scores + parts[1].scores + parts[2].scores) / 3
-    torch.testing.assert_close(combine(parts).scores, expected)
+    rng = np.random.default_rng(0)
+    parts = [rng.random((3, 4), np.float32) for _ in range(3)]
+    expected = (1 * parts[0] + 2 * parts[1] + 5 * parts[2]) / 8
+    np.testing.assert_allclose(weighted_mean(parts, [1, 2, 5]), expected, rtol=1e-6)

@@ -1,6 +1,5 @@
 """The real train.py and eval.py on the embedded set: what a run leaves, and how it comes back."""
 
-import json
 import os
 import signal
 import socket
@@ -15,19 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.log import read_metrics
-from tests.conftest import ROOT, TINY, run_program
-
-TIMES = ("images_per_second", "data_wait")
-SHORT = [*TINY, "data=synthetic", "epochs=2", "log_every=7", "checkpoint.every_steps=10"]
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def checkpoint(folder: Path, name: str = "last.pt") -> dict[str, Any]:
-    return torch.load(folder / "checkpoints" / name, weights_only=True)
+from tests.conftest import ROOT, TIMES, checkpoint, metrics, run_program
 
 
 def same_tensors(a: Any, b: Any) -> bool:
@@ -45,35 +32,6 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     return [(event.step, event.value) for event in board.Scalars(tag)]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, synthetic: Path) -> Path:
-    """A part of the embedded set: 200 training and 50 validation images."""
-    root = tmp_path_factory.mktemp("data") / "small"
-    for split, count in (("train", 20), ("val", 5)):
-        for folder in sorted((synthetic / split).iterdir()):
-            (root / split / folder.name).mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:count]:
-                os.link(image, root / split / folder.name / image.name)
-    return root
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def command(small: Path, runs: Path) -> list[str]:
-    """25 steps: two epochs of 200 images in batches of 16."""
-    return ["train.py", *SHORT, "data=folder", f"data.root={small}", f"runs={runs}"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(command: list[str], runs: Path) -> Path:
-    run_program(*command, "name=undisturbed", "checkpoint.keep=1")
-    return runs / "undisturbed"
 
 
 def test_a_run_leaves_what_the_contract_says(undisturbed: Path) -> None:
@@ -264,24 +222,6 @@ def test_compiled_step_trains_alike(command: list[str], runs: Path, undisturbed:
     run_program(*command, "name=compiled", "compile=true", "max_steps=7", "val_subset=10")
     ours = metrics(undisturbed)[0]["loss"]
     assert metrics(runs / "compiled")[0]["loss"] == pytest.approx(ours, rel=1e-4)
-
-
-@pytest.mark.parametrize("views", ["centre", "ten"])
-def test_eval_writes_the_result_of_the_contract(undisturbed: Path, views: str) -> None:
-    path = undisturbed / "checkpoints" / "best.pt"
-    out = run_program("eval.py", f"checkpoint={path}", f"views={views}", "scales=[73,96]").stdout
-    result = json.loads((undisturbed / f"result-best-{views}-73-96.json").read_text())
-    assert result["views"] == views
-    assert [row["scale"] for row in result["scales"]] == [73, 96]
-    assert result["images"] == 50
-    assert result["checkpoints"] == [str(path)]
-    for row in [*result["scales"], result["combined"]]:
-        assert 0 <= row["top5_error"] <= row["top1_error"] <= 100
-    assert f"{result['combined']['top1_error']:.2f}" in out
-    assert "chance" in out
-    if views == "centre":  # the same measure as validation took
-        errors = [line["top1_error"] for line in metrics(undisturbed) if line["kind"] == "val"]
-        assert abs(result["scales"][0]["top1_error"] - min(errors)) <= 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Dense multi-view testing on feature maps (Sec. 3, [11]).
+
+The whole resized image goes through the convolutions once. Every window of the last map of the
+size that a training crop's map has is one view; so it is for the mirrored image.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from data.mean import warp_mean
+from data.normalise import network_input
+from engine.precision import Precision
+from evaluation.windows import PooledWindows
+from models.network import IMAGE_CHANNELS, Head, Network
+
+AVERAGES = ["probabilities", "logits"]
+
+# Bounds on memory; results do not depend on them.
+WINDOWS_AT_ONCE = 1024  # through fc1: 0.23 GB of features of model C in fp32
+PIXELS_AT_ONCE = 2**21  # through the trunk: an image of 480 x 3840
+
+
+def window_size(trunk: nn.Module, crop: int) -> int:
+    """Side of the map of a crop x crop image: 14 for A, B, C and 18 for small14 at 224.
+
+    Traced, without computing. Raises ValueError for a map that is not square.
+    """
+    shapes = {name: value.to("meta") for name, value in trunk.state_dict().items()}
+    image = torch.empty(1, IMAGE_CHANNELS, crop, crop, device="meta")
+    height, width = functional_call(trunk, shapes, image).shape[2:]
+    if height != width:
+        raise ValueError(f"the map of a {crop} x {crop} image is {height} x {width}, not square")
+    return height
+
+
+class DenseHead:
+    """Pyramid pooling and fc layers on all windows of a map.
+
+    Keeps fc1's weights with their columns in the order of PooledWindows.features, in `dtype`: a
+    copy, to be made again if the network changes.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        levels: list[int],
+        window: int,
+        *,
+        average: str = "probabilities",
+        dtype: torch.dtype = torch.float32,
+        chunk: int = WINDOWS_AT_ONCE,
+    ) -> None:
+        if average not in AVERAGES:
+            raise ValueError(f"average={average} is not one of {', '.join(AVERAGES)}")
+        self.head, self.levels, self.window = head, list(levels), window
+        self.average, self.chunk = average, chunk
+        self.weight = permuted_columns(head.fc1.weight.detach(), self.levels, dtype)
+
+    @torch.inference_mode()
+    def __call__(self, maps: Tensor) -> Tensor:
+        """[B, C, h, w] -> float32 [B, K]: probabilities, or logits, averaged over all windows."""
+        windows = PooledWindows(maps, self.levels, self.window)
+        total = len(windows)
+        # Parts of equal size: a small rest would read all of fc1's weights for a few windows.
+        num_parts = -(-total // self.chunk)
+        limits = [total * i // num_parts for i in range(num_parts + 1)]
+        parts = [self._scores(windows.features(*part)) for part in pairwise(limits)]
+        return torch.cat(parts).unflatten(0, (-1, windows.per_image)).mean(1)
+
+    def _scores(self, features: Tensor) -> Tensor:
+        """Features of N windows [N, bins * C] -> float32 [N, K]."""
+        head = self.head
+        x = head.rect1(F.linear(features, self.weight, head.fc1.bias))
+        logits = head.fc3(head.rect2(head.fc2(x))).float()
+        return logits if self.average == "logits" else logits.softmax(1)
+
+
+def permuted_columns(weight: Tensor, levels: list[int], dtype: torch.dtype) -> Tensor:
+    """fc1's weight [D, C * bins] with columns (level, bin, channel), not (level, channel, bin)."""
+    num_bins = [n * n for n in levels]
+    channels = weight.shape[1] // sum(num_bins)
+    parts = weight.to(dtype).split([channels * n for n in num_bins], dim=1)
+    by_bin = [part.unflatten(1, (channels, -1)).transpose(1, 2) for part in parts]
+    return torch.cat(by_bin, dim=1).flatten(1)
+
+
+def dense_head(
+    network: Network, crop: int, precision: Precision, average: str = "probabilities"
+) -> DenseHead:
+    """The dense head of a network that was trained on crop x crop images."""
+    with precision.autocast():
+        kind = precision.device.type
+        low = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if low else torch.float32
+    window = window_size(network.trunk, crop)
+    return DenseHead(network.head, network.spp.levels, window, average=average, dtype=dtype)
+
+
+@torch.inference_mode()
+def dense_scores(
+    trunk: nn.Module,
+    head: DenseHead,
+    images: Tensor,
+    mean: Tensor,
+    precision: Precision,
+    *,
+    pixels: int = PIXELS_AT_ONCE,
+) -> Tensor:
+    """Scores float32 [B, K], on the device, averaged over all windows of both flips.
+
+    images: uint8 RGB [B, H, W, 3], resized and not cropped; mean: [1, 1, 3], or a mean image, which
+    is warped to H x W as [11] does. At most `pixels`, but at least one image, are in the trunk at
+    once.
+    """
+    images = images.to(precision.device, non_blocking=True)
+    _, height, width, _ = images.shape
+    mean = warp_mean(mean.to(precision.device), height, width)
+    views = torch.cat([images, images.flip(2)])
+    with precision.autocast():
+        scores = [
+            head(trunk(network_input(part, mean)))
+            for part in views.split(max(1, pixels // (height * width)))
+        ]
+    return torch.cat(scores).unflatten(0, (2, -1)).mean(0)

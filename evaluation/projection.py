@@ -1,0 +1,43 @@
+"""[11]'s projection of image windows onto the last feature map."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class MapGeometry:
+    """Positions of the last map: position i sees an area centred at offset + stride * i."""
+
+    offset: float  # pixels
+    stride: int  # pixels
+
+    def project(self, start: int, size: int, length: int) -> slice:
+        """The positions whose centres lie inside pixels start .. start + size - 1.
+
+        [11]: left floor(x / S) + 1, right ceil(x / S) - 1, with the offset that the padding makes.
+        `length` positions exist; at least one is returned.
+        """
+        left, right = start - 0.5 - self.offset, start + size - 0.5 - self.offset
+        first = max(0, math.floor(left / self.stride) + 1)
+        last = min(length - 1, math.ceil(right / self.stride) - 1)
+        first = min(first, length - 1)
+        return slice(first, max(first, last) + 1)
+
+
+def map_geometry(trunk: nn.Module) -> MapGeometry:
+    """Follow the centre of position 0 and the distance of positions through the layers."""
+    offset, stride = 0.0, 1
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel, step, pad = map(_side, (layer.kernel_size, layer.stride, layer.padding))
+            offset += ((kernel - 1) / 2 - pad) * stride
+            stride *= step
+    return MapGeometry(offset, stride)
+
+
+def _side(value: Any) -> int:
+    """Layers here are square: (3, 3) and 3 are the same."""
+    return int(value[0] if isinstance(value, tuple) else value)

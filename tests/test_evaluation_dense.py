@@ -1,0 +1,250 @@
+"""Dense testing against a naive evaluator: a loop over windows, bins and fc layers."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.mean import CHANNEL_MEAN
+from engine.precision import Precision
+from evaluation.dense import DenseHead, dense_head, dense_scores, window_size
+from evaluation.windows import Bin, PooledWindows, pyramid_bins
+from models.network import Network, build_network
+from scripts.benchmark_dense import DenseLoad, dense_rows, dense_table
+from tests.conftest import composed, run_program
+
+CPU = torch.device("cpu")
+FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)
+MEAN = torch.tensor(CHANNEL_MEAN).reshape(1, 1, 3)
+WIDTHS = {"A": [6, 8, 10, 12], "small14": [6, 8, 12]}
+
+
+def narrow(model: str, act: str, *overrides: str) -> Network:
+    """The architecture with few filters, and logits that are far from equal."""
+    config = composed(f"model={model}", f"act={act}", "model.fc=[24,20]", *overrides)
+    for stage, filters in zip(config.model.stages, WIDTHS[model], strict=True):
+        stage.filters = filters
+    config.init.fc_std = [0.1, 0.3, 0.3]
+    network = build_network(config.model, config.act, config.init, 7).eval()
+    with torch.no_grad():
+        for conv in (m for m in network.trunk if isinstance(m, torch.nn.Conv2d)):
+            conv.bias.uniform_(-20, 20, generator=torch.Generator().manual_seed(1))
+        images = pictures(3, 224, 224).float() - MEAN
+        network.head.fc3.weight /= network(images.permute(0, 3, 1, 2)).std() / 1.5
+    return network
+
+
+def pictures(num: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Blotches and noise: maxima lie in different places for neighbouring windows."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(num, 3, height // 20 + 2, width // 20 + 2, generator=generator) * 200
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+    noise = torch.rand(num, 3, height, width, generator=generator) * 55
+    return (smooth + noise).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def naive_features(window: Tensor, levels: list[int]) -> Tensor:
+    """[C, h, w] -> [C * bins] in fc1's own order."""
+    _, height, width = window.shape
+    features = []
+    for n in levels:
+        for channel in window:
+            for i in range(n):
+                for j in range(n):
+                    top, bottom = math.floor(i * height / n), math.ceil((i + 1) * height / n)
+                    left, right = math.floor(j * width / n), math.ceil((j + 1) * width / n)
+                    features.append(channel[top:bottom, left:right].max())
+    return torch.stack(features)
+
+
+def windows_of(maps: Tensor, side: int) -> list[Tensor]:
+    """All windows [C, side, side] of a map [C, h, w], smaller along an axis where it is smaller."""
+    height, width = min(side, maps.shape[1]), min(side, maps.shape[2])
+    return [
+        maps[:, y : y + height, x : x + width]
+        for y in range(maps.shape[1] - height + 1)
+        for x in range(maps.shape[2] - width + 1)
+    ]
+
+
+@torch.no_grad()
+def naive_scores(network: Network, image: Tensor, mean: Tensor, side: int) -> tuple[Tensor, int]:
+    """Mean probabilities [K] of one image, window after window, and the number of windows."""
+    total, num = torch.zeros(7), 0
+    for pixels in (image, image.flip(1)):
+        maps = network.trunk((pixels.float() - mean).permute(2, 0, 1)[None])[0]
+        for window in windows_of(maps, side):
+            logits = network.head(network.spp(window[None]))[0]
+            total, num = total + logits.softmax(0), num + 1
+    return total / num, num
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "side"), [("A", 224, 14), ("A", 112, 7), ("small14", 224, 18), ("C", 224, 14)]
+)
+def test_a_window_is_the_map_of_a_training_crop(model: str, crop: int, side: int) -> None:
+    config = composed(f"model={model}")
+    with torch.device("meta"):
+        network = build_network(config.model, config.act, config.init, 7, seed=None)
+    assert window_size(network.trunk, crop) == side
+
+
+def test_bins_of_fourteen() -> None:
+    bins = pyramid_bins([3], 14, 14)
+    assert bins[:4] == [Bin(0, 0, 5, 5), Bin(0, 4, 5, 6), Bin(0, 9, 5, 5), Bin(4, 0, 6, 5)]
+    assert {(b.height, b.width) for b in pyramid_bins([7, 2, 1], 14, 14)} == {
+        (2, 2),
+        (7, 7),
+        (14, 14),
+    }
+
+
+@pytest.mark.parametrize("levels", [[7, 3, 2, 1], [6, 3, 2, 1], [5]])
+@pytest.mark.parametrize(("window", "h", "w"), [(14, 15, 17), (7, 9, 7), (18, 5, 21), (14, 2, 3)])
+def test_pooled_windows_against_loops(levels: list[int], window: int, h: int, w: int) -> None:
+    maps = torch.randn(2, 2, h, w, generator=torch.Generator().manual_seed(0)) - 9
+    found = PooledWindows(maps, levels, window)
+    expected = [naive_features(part, levels) for one in maps for part in windows_of(one, window)]
+    assert len(found) == len(expected) == 2 * found.per_image
+    num_bins = [n * n for n in levels]
+    levelled = torch.stack(expected).split([2 * n for n in num_bins], 1)
+    # From (level, channel, bin) to (level, bin, channel).
+    order = torch.cat([x.unflatten(1, (2, -1)).mT.flatten(1) for x in levelled], 1)
+    assert torch.equal(found.features(0, len(found)), order)
+    assert torch.equal(found.features(1, 2), order[1:2])
+
+
+# 225 and 257: odd sizes. The last ones: 4:1, 1:4, smaller than a view along one axis, along both.
+SHAPES = [(256, 341), (257, 257), (225, 299), (225, 900), (900, 224), (100, 250), (120, 90)]
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize(("model", "act"), [("A", "prelu"), ("A", "relu"), ("small14", "prelu")])
+def test_scores_against_the_naive_evaluator(model: str, act: str, height: int, width: int) -> None:
+    network = narrow(model, act)
+    side = {"A": 14, "small14": 18}[model]
+    image = pictures(1, height, width)
+    found = dense_scores(network.trunk, dense_head(network, 224, FP32), image, MEAN, FP32)
+    expected, num = naive_scores(network, image[0], MEAN, side)
+    assert num > 2 or min(height, width) < 224
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    assert found.max() > 0.2  # no scores that agree because they are all alike
+
+
+@pytest.mark.parametrize(("model", "side"), [("A", 14), ("small14", 18)])
+def test_maps_that_are_negative_everywhere(model: str, side: int) -> None:
+    network = narrow(model, "prelu")
+    last = [m for m in network.trunk if isinstance(m, torch.nn.Conv2d)][-1]
+    image = pictures(1, 240, 300)
+    with torch.no_grad():
+        last.bias.fill_(-600)
+        maps = network.trunk((image.float() - MEAN).permute(0, 3, 1, 2))
+        assert maps.max() < 0 < maps.std()
+    found = dense_scores(network.trunk, dense_head(network, 224, FP32), image, MEAN, FP32)
+    expected, _ = naive_scores(network, image[0], MEAN, side)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+
+
+def test_windows_of_a_network_trained_on_small_crops() -> None:
+    network, image = narrow("A", "prelu"), pictures(1, 128, 171)
+    found = dense_scores(network.trunk, dense_head(network, 112, FP32), image, MEAN, FP32)
+    expected, num = naive_scores(network, image[0], MEAN, 7)
+    assert num == 2 * 2 * 4
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", ["A", "small14"])
+def test_an_image_of_one_window_is_the_networks_own_forward(model: str) -> None:
+    network, images = narrow(model, "prelu"), pictures(2, 224, 224)
+    found = dense_scores(network.trunk, dense_head(network, 224, FP32), images, MEAN, FP32)
+    with torch.no_grad():
+        views = torch.cat([images, images.flip(2)]) - MEAN
+        expected = network(views.permute(0, 3, 1, 2)).softmax(1).unflatten(0, (2, -1)).mean(0)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_batches_chunks_and_order_change_nothing() -> None:
+    network, images = narrow("A", "prelu"), pictures(5, 250, 310)
+    head = dense_head(network, 224, FP32)
+    found = dense_scores(network.trunk, head, images, MEAN, FP32)
+    assert torch.equal(found, dense_scores(network.trunk, head, images, MEAN, FP32))
+    for chunk in (1, 7, 10_000):
+        parts = DenseHead(network.head, network.spp.levels, 14, chunk=chunk)
+        scores = dense_scores(network.trunk, parts, images, MEAN, FP32, pixels=200_000)
+        torch.testing.assert_close(scores, found, atol=1e-6, rtol=0)
+    single = [dense_scores(network.trunk, head, one[None], MEAN, FP32) for one in images]
+    torch.testing.assert_close(torch.cat(single), found, atol=1e-6, rtol=0)
+    turned = dense_scores(network.trunk, head, images.flip(0), MEAN, FP32)
+    torch.testing.assert_close(turned.flip(0), found, atol=1e-6, rtol=0)
+
+
+def test_average_of_logits() -> None:
+    network, images = narrow("A", "prelu"), pictures(2, 240, 240)
+    head = dense_head(network, 224, FP32, "logits")
+    found = dense_scores(network.trunk, head, images, MEAN, FP32)
+    with torch.no_grad():
+        for image, scores in zip(images, found, strict=True):
+            views = torch.stack([image, image.flip(1)]) - MEAN
+            maps = network.trunk(views.permute(0, 3, 1, 2))
+            parts = torch.stack([part for one in maps for part in windows_of(one, 14)])
+            expected = network.head(network.spp(parts)).mean(0)
+            torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="average=scores"):
+        DenseHead(network.head, [1], 14, average="scores")
+
+
+def test_the_mean_image_is_warped_and_not_mirrored() -> None:
+    network, image = narrow("A", "relu"), pictures(1, 230, 260)
+    ramp = torch.linspace(0, 200, 224)[None, :, None].expand(224, 224, 3)
+    x = ((torch.arange(260) + 0.5) * 224 / 260 - 0.5).clamp(0, 223) * 200 / 223
+    expected, _ = naive_scores(network, image[0], x[None, :, None].expand(230, 260, 3), 14)
+    head = dense_head(network, 224, FP32)
+    found = dense_scores(network.trunk, head, image, ramp, FP32)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    assert (found - dense_scores(network.trunk, head, image, MEAN, FP32)).abs().max() > 1e-3
+
+
+def test_bf16_runs_and_agrees_within_its_precision() -> None:
+    network, images = narrow("A", "prelu"), pictures(2, 230, 250)
+    exact = dense_scores(network.trunk, dense_head(network, 224, FP32), images, MEAN, FP32)
+    head = dense_head(network, 224, BF16)
+    assert head.weight.dtype == torch.bfloat16
+    found = dense_scores(network.trunk, head, images, MEAN, BF16)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.sum(1), torch.ones(2))
+    torch.testing.assert_close(found, exact, atol=0.05, rtol=0)
+
+
+PANORAMA = """
+import resource, torch
+from engine.precision import Precision
+from evaluation.dense import dense_head, dense_scores
+from models.network import build_network
+from tests.conftest import composed
+config = composed("model=C", "act=prelu")
+network = build_network(config.model, config.act, config.init, 1000)
+network = network.to(memory_format=torch.channels_last)
+precision = Precision("fp32", torch.device("cpu"))
+images = torch.randint(256, (1, 480, 3840, 3), dtype=torch.uint8)
+mean = torch.zeros(1, 1, 3)
+scores = dense_scores(network.trunk, dense_head(network, 224, precision), images, mean, precision)
+assert scores.shape == (1, 1000) and abs(scores.sum() - 1) < 1e-4
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_a_panorama_through_model_c_needs_less_than_four_gigabytes() -> None:
+    done = run_program("-c", PANORAMA)
+    assert float(done.stdout.split()[-1]) * 2**30 < 4e9, done.stdout
+
+
+def test_benchmark_rows() -> None:
+    keys = ("model.fc=[32,32]",)
+    load = DenseLoad("small14", scales=(128, 150), rounds=1, crop=112, device="cpu", overrides=keys)
+    rows = dense_rows(load)
+    assert [row["path"] for row in rows] == ["ours", "window_loop", "unfold"] * 2
+    assert [row["scale"] for row in rows] == [128] * 3 + [150] * 3
+    assert all(row["images_per_second"] > 0 and row["max_error"] < 1e-5 for row in rows)
+    assert len(dense_table(rows, load).splitlines()) == 3 + len(rows)
