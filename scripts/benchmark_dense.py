@@ -4,25 +4,22 @@ All three share the trunk, both flips, and the resized images, 4:3. Weights are 
 not depend on them.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from configs.schema import TrainConfig
-from configs.store import register, to_config
+from configs.store import compose_config
 from data.mean import CHANNEL_MEAN
 from data.normalise import network_input
 from engine.precision import Precision, set_precision
 from evaluation.dense import dense_head, dense_scores, window_size
 from models.network import Network, build_network
-
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.benchmark_train import seconds_of
 
 WAYS = {
     "ours": "sliding maxima, windows gathered into matrix products",
@@ -63,7 +60,8 @@ def dense_rows(what: DenseLoad) -> list[dict[str, Any]]:
         scores = {path: way(images) for path, way in ways.items()}  # this is the warm-up as well
         # In turn, and the best counts: other work on the machine only ever slows things down.
         times = [
-            {path: _seconds(way, images) for path, way in ways.items()} for _ in range(what.rounds)
+            {path: seconds_of(partial(way, images)) for path, way in ways.items()}
+            for _ in range(what.rounds)
         ]
         for path in WAYS:
             seconds = min(taken[path] for taken in times)
@@ -92,10 +90,7 @@ def dense_table(rows: list[dict[str, Any]], what: DenseLoad) -> str:
 
 def _network(what: DenseLoad, device: torch.device) -> Network:
     """With random weights, and logits of deviation 3."""
-    register()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        raw = compose("train", [f"model={what.model}", *what.overrides])
-    config = to_config(raw, TrainConfig)
+    config = compose_config([f"model={what.model}", *what.overrides], TrainConfig)
     network = build_network(config.model, config.act, config.init, 1000).eval()
     network = network.to(device).to(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -141,16 +136,3 @@ def _ways(
         "window_loop": lambda images: score(images, loop),
         "unfold": lambda images: score(images, unfold),
     }
-
-
-def _seconds(way: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    _synchronise()
-    start = time.perf_counter()
-    way(images)
-    _synchronise()
-    return time.perf_counter() - start
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
