@@ -101,6 +101,8 @@ def result_of(
 
 def error_table(rows: dict[str, ErrorCounts], num_classes: int) -> str:
     """Scale by scale, top-1 and top-5 error with 95 % intervals, and the level of guessing."""
+    if len(rows) == 2:  # one scale: combining it with nothing tells nothing new
+        rows = {name: counts for name, counts in rows.items() if name != "combined"}
     lines = [f"{'scale':<10}{'top-1 error %':>26}{'top-5 error %':>26}{'images':>9}"]
     for name, counts in rows.items():
         cells = []

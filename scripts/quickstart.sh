@@ -13,8 +13,10 @@ train=(model=small14 act=prelu init=he data=synthetic "model.fc=[512,512]" preci
 echo "== Training (a finished run is reused: rm -r $run starts again)"
 python train.py "${train[@]}"
 echo "== Testing"
-python eval.py checkpoint=$run/checkpoints/best.pt views=centre
-python eval.py checkpoint=$run/checkpoints/best.pt views=ten
+for views in "centre" "ten" "dense scales=[128,144,160]"; do
+    # shellcheck disable=SC2086
+    python eval.py checkpoint=$run/checkpoints/best.pt views=$views
+done
 echo
 echo "Metrics: $run/metrics.jsonl, errors: $run/result-*.json, images: datasets/synthetic"
 echo "Curves and pictures: .venv/bin/tensorboard --logdir runs"
