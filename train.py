@@ -13,7 +13,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import hydra
 import torch
 from omegaconf import DictConfig
-from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import one_sentence, refusing
 from configs.schema import TrainConfig
@@ -49,11 +48,10 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     network = build_network(*parts, dropout=config.dropout, seed=config.seed).to(world.device)
     network = network.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, config)
-    wrapped = (
-        DistributedDataParallel(network, broadcast_buffers=False) if world.size > 1 else network
-    )
     micro = micro_batch(config, world.size)
-    step = TrainingStep(wrapped, optimizer, mean, precision, micro, compiled=config.compile)
+    step = TrainingStep(
+        world.replicate(network), optimizer, mean, precision, micro, compiled=config.compile
+    )
     batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))
     validated = subset(len(dataset.val), config.val_subset)[world.rank :: world.size]
 

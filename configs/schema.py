@@ -151,6 +151,7 @@ class EvalConfig:
     scales: list[int] | None = None  # shorter sides; None: the run's validation scale, [11]'s six
     average: str = "probabilities"  # over views and scales: probabilities | logits
     square: bool = False  # windows of the central square ([16]), not of the entire image ([11])
+    on_map: bool = False  # pool windows on the whole image's map ([11]) instead of cutting crops
     subset: int | None = None  # as val_subset of the run
     batch_size: int = 8  # images of one size at once on a device
     precision: str | None = None  # fp32 | tf32 | bf16 | fp16; None: as the run was trained

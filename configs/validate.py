@@ -154,6 +154,10 @@ def validate_eval(config: EvalConfig) -> None:
         f"square=true needs views=ten or grid, not {config.views}",
     )
     require(
+        not config.on_map or config.views in ("centre", "ten", "grid"),
+        f"on_map=true needs views=centre, ten or grid: {config.views} is on the map anyway",
+    )
+    require(
         config.save_predictions is None or config.save_predictions.endswith(".npz"),
         f"save_predictions={config.save_predictions} must end in .npz",
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import UserError
 
@@ -29,6 +30,12 @@ class World:
         """This process's rows of a batch of `count`, which `size` divides."""
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
+
+    def replicate(self, network: nn.Module) -> nn.Module:
+        """The network with gradients averaged over the processes in backward."""
+        if self.size == 1:
+            return network
+        return DistributedDataParallel(network, broadcast_buffers=False)  # buffers are constants
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes, on the CPU; every process gets it."""

@@ -101,6 +101,7 @@ def _build_viewer(
         config.views,
         config.average,
         config.square,
+        config.on_map,
         full_scale(scales, val_scale(run.data)),
     )
 
@@ -109,7 +110,14 @@ def _key(path: Path, config: EvalConfig, images: str, scale: int, viewer: Viewer
     """Name of the folder of parts: changes with everything that the scores depend on."""
     stat = path.stat()
     facts = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, images, scale]
-    how = [viewer.views, viewer.average, viewer.square, viewer.full_scale, viewer.precision.name]
+    how = [
+        viewer.views,
+        viewer.average,
+        viewer.square,
+        viewer.on_map,
+        viewer.full_scale,
+        viewer.precision.name,
+    ]
     text = json.dumps([*facts, *how, config.data.on_error])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -26,6 +26,7 @@ class Viewer:
     views: str  # centre | ten | grid | sparse | dense
     average: str = "probabilities"  # or logits
     square: bool = False
+    on_map: bool = False  # windows of centre, ten, grid are pooled on the map, as those of sparse
     full_scale: int = 0  # sparse: shorter side at which the full image is a view too
 
     @torch.inference_mode()
@@ -34,7 +35,7 @@ class Viewer:
         images = images.to(self.precision.device, non_blocking=True)
         if self.views == "dense":
             found = dense_scores(self.network.trunk, self._dense, images, self.mean, self.precision)
-        elif self.views == "sparse":
+        elif self.on_map or self.views == "sparse":
             found = self._on_map(images)
         else:
             found = self._on_crops(images)
@@ -66,7 +67,7 @@ class Viewer:
         _, height, width, _ = images.shape
         mean = warp_mean(self.mean, height, width)
         geometry = map_geometry(self.network.trunk)
-        windows = plan("sparse", height, width, self.crop)
+        windows = plan(self.views, height, width, self.crop, square=self.square)
         scores = []
         for flip in (False, True):
             with self.precision.autocast():
@@ -80,7 +81,7 @@ class Viewer:
                     for window in windows
                     if window.flip == flip
                 ]
-                if min(height, width) == self.full_scale:
+                if self.views == "sparse" and min(height, width) == self.full_scale:
                     places.append((slice(None), slice(None)))
                 for rows, columns in places:
                     features = self.network.spp(maps[:, :, rows, columns])

@@ -111,6 +111,29 @@ def test_sparse_views_against_a_loop() -> None:
     torch.testing.assert_close(viewer.scores(image[None])[0], expected / 20, atol=1e-6, rtol=1e-5)
 
 
+def test_map_and_crop_differ_by_the_padding_of_the_crop_only() -> None:
+    """A crop is padded with zeros where the whole image goes on.
+
+    One convolution of 3 x 3 before each of A's pools: positions further than a padding's reach from
+    the crop's edge see the same pixels on both ways, the others do not.
+    """
+    config = composed("model=A", "model.fc=[16,16]")
+    for stage in config.model.stages:
+        stage.convs = 1
+    trunk = build_network(config.model, config.act, config.init, 10).eval().trunk
+    geometry = map_geometry(trunk)
+    image = 50 * torch.randn(1, 3, 320, 352)
+    with torch.no_grad():
+        whole, crop = trunk(image), trunk(image[:, :, 32 : 32 + 224, 64 : 64 + 224])
+    rows = geometry.project(32, 224, whole.shape[2])
+    columns = geometry.project(64, 224, whole.shape[3])
+    gap = (whole[:, :, rows, columns] - crop).abs().amax((0, 1))
+    reach = 2  # positions: 3 + 4 + 8 + 16 pixels of padding on the way, 16 pixels apart
+    assert gap[reach:-reach, reach:-reach].max() < 1e-3
+    assert gap[0].min() > 0.1
+    assert gap[:, -1].min() > 0.1
+
+
 def test_logits_are_averaged_when_asked() -> None:
     net = network("small14")
     image = torch.randint(0, 256, (1, 70, 80, 3), dtype=torch.uint8)

@@ -1,6 +1,7 @@
 """The real train.py and eval.py on the embedded set: what a run leaves, and how it comes back."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -222,6 +223,23 @@ def test_compiled_step_trains_alike(command: list[str], runs: Path, undisturbed:
     run_program(*command, "name=compiled", "compile=true", "max_steps=7", "val_subset=10")
     ours = metrics(undisturbed)[0]["loss"]
     assert metrics(runs / "compiled")[0]["loss"] == pytest.approx(ours, rel=1e-4)
+
+
+def test_an_unreadable_image_is_named_or_replaced(
+    command: list[str], small: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(small, root)
+    bad = sorted((root / "train").rglob("*.JPEG"))[5]
+    bad.write_bytes(bad.read_bytes()[:2000])
+    arguments = [*command, f"data.root={root}", f"runs={tmp_path}", "name=bad"]
+    done = run_program(*arguments, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot read image {bad}")
+    run_program(*arguments, "data.on_error=skip")
+    events = [line for line in metrics(tmp_path / "bad") if line["kind"] == "event"]
+    assert len(events) == 1  # shown in both epochs, told once
+    assert str(bad) in events[0]["what"]
 
 
 @pytest.mark.parametrize(
