@@ -91,7 +91,7 @@ def _build_viewer(
 ) -> Viewer:
     precision = set_precision(config.precision or run.precision, world.device)
     network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
-    network.load_state_dict(state["network"])
+    network.load_state_dict(state.pop("network"))  # of a large model: not to be kept twice
     network = network.to(world.device).to(memory_format=torch.channels_last)
     return Viewer(
         network,
