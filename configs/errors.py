@@ -8,18 +8,21 @@ from contextlib import contextmanager
 class UserError(Exception):
     """What the user asked for cannot be done; the message is one sentence that says why."""
 
+    status = 1  # the program's exit status
+    prefix = "error: "
+
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turn a UserError raised inside into `error: ...` on stderr and exit status 1.
+    """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
 
     Any other exception is a defect of ours and keeps its traceback.
     """
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
+        sys.exit(error.status)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ all of a JPEG is decoded, only the crop's rectangle is resized.
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +82,12 @@ class _Images(Dataset[Any]):
         return draws, images if crops is None else crops, np.array(shown, np.int64), replaced
 
 
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """It saves first, and ends its workers; they see what a terminal or scheduler sends as well."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _as_it_is(made: Any) -> Any:
     return made
 
@@ -102,6 +109,7 @@ def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) 
         sampler=draws,
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
         **options,
     )

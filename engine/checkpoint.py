@@ -2,6 +2,10 @@
 
 import os
 import pickle
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,15 @@ import torch
 from configs.errors import UserError
 
 FORMAT = 1
+
+_UNREADABLE = (
+    *(RuntimeError, OSError, EOFError, ValueError, KeyError, NotImplementedError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+)
+
+
+class DamagedError(UserError):
+    """A file that is there and cannot be read."""
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -47,21 +60,59 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch's format; torch.load checks no checksums
+            if (record := archive.testzip()) is not None:
+                raise DamagedError(f"{path} is damaged: the checksum of {record} does not fit")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason})") from error
+        raise DamagedError(f"{path} is damaged or not a checkpoint ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project")
     return state
+
+
+def load_latest(
+    folder: Path, on_event: Callable[[str], None]
+) -> tuple[Path, dict[str, Any] | None]:
+    """The content of last.pt; if it is damaged, of previous.pt, and on_event is told.
+
+    None where there is none. Raises UserError where there is nothing undamaged to go on from.
+    """
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    if not last.exists():
+        return last, None
+    try:
+        return last, load_checkpoint(last)
+    except DamagedError as error:
+        if not previous.exists():
+            raise
+        state = load_checkpoint(previous)
+        on_event(f"{error}; {previous} is used")
+        return previous, state
+
+
+def keep_previous(folder: Path) -> None:
+    """Keep last.pt, which is about to be replaced, as previous.pt."""
+    if (folder / "last.pt").exists():
+        _link(folder / "last.pt", folder / "previous.pt")
+
+
+def _link(path: Path, name: Path) -> None:
+    """Give a file a second name, atomically: files here are replaced, never rewritten."""
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
 
 
 def keep_epoch(folder: Path, epoch: int, keep: int) -> None:
     """Keep last.pt under the name of the epoch that it ends, and drop all but `keep` such files."""
     if keep <= 0:
         return
-    kept = folder / f"epoch-{epoch:03d}.pt"
-    kept.unlink(missing_ok=True)
-    os.link(folder / "last.pt", kept)  # last.pt is replaced, never rewritten: a link is a copy
+    _link(folder / "last.pt", folder / f"epoch-{epoch:03d}.pt")
     for old in sorted(folder.glob("epoch-*.pt"))[:-keep]:
         old.unlink()

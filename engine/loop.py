@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from configs.errors import UserError, refusing
 from configs.schema import TrainConfig
 from configs.store import to_dict
 from data.batch import Batch
 from data.dataset import Dataset
-from data.normalise import network_input
 from data.streams import OnEvent
-from engine.checkpoint import keep_epoch, load_checkpoint, save_checkpoint
+from engine.checkpoint import keep_epoch, keep_previous, load_latest, save_checkpoint
 from engine.distributed import World
 from engine.log import Log
 from engine.meter import Meter
@@ -26,6 +25,7 @@ from engine.optim import set_learning_rate
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
+from engine.stopping import Stopped, StopRequest
 
 
 @dataclass
@@ -82,18 +82,23 @@ class Trainer:
         self.events.append(what)
 
     def fit(self) -> None:
-        """Train to the end, from the last checkpoint if there is one."""
+        """Train to the end, from the last checkpoint if there is one.
+
+        Raises Stopped, with everything saved, where a signal asks for it.
+        """
         self.resume()
         steps = self.world.sum(torch.tensor(self.progress.step))
         if steps != self.progress.step * self.world.size:
             raise UserError(f"not all processes see {self.folder}: it must be on a shared disk")
         self.log = Log(self.folder, self.progress.step, self.total, self.world.is_main)
         try:
+            self.write_events(len(self.progress.val_errors))
             if self.progress.step:
                 self.log.say(f"resuming {self.folder} at step {self.progress.step} of {self.total}")
-            with closing(self.batches(self.progress.step, self.total, self.note)) as stream:
+            stream = closing(self.batches(self.progress.step, self.total, self.note))
+            with stream as batches, StopRequest(self.world) as self.stop:
                 while self.progress.step < self.total:
-                    self.train_one_epoch(stream)
+                    self.train_one_epoch(batches)
         finally:
             self.log.close()
 
@@ -112,6 +117,9 @@ class Trainer:
                 self.evaluate(epoch)
             if not ended and every and step % every == 0:
                 self.save("last.pt")
+            if not ended and self.stop.agreed(step):
+                self.save("last.pt")
+                raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
         error = self.evaluate(epoch)
         if self.progress.step < end:  # max_steps cut the epoch: it does not count in the schedule
             self.save("last.pt")
@@ -127,7 +135,7 @@ class Trainer:
         batch = next(stream)
         self.meter.waited += time.perf_counter() - before
         if self.progress.step == 0:
-            self.show(batch)
+            self.log.picture(0, "augmented_batch", self.step.preview(batch))
         self.meter.unread.append(self.step(batch))
         self.progress.step += 1
         self.log.advance()
@@ -163,14 +171,6 @@ class Trainer:
         for what in self.world.gather(self.events):
             self.log.event(self.progress.step, epoch, what)
         self.events.clear()
-
-    def show(self, batch: Batch) -> None:
-        """The first batch as a picture, as the network sees it."""
-        assert isinstance(batch.images, Tensor)
-        mean = self.step.mean
-        images = batch.images[:32].to(mean.device)
-        colours = batch.colours[:32].to(mean.device)
-        self.log.picture(0, "augmented_batch", network_input(images, mean, colours))
 
     def read_losses(self) -> None:
         """Bring the losses up to now; raises UserError, with what is saved, if one is no number."""
@@ -221,14 +221,15 @@ class Trainer:
         if name != "best.pt":
             state["optimizer"] = self.step.optimizer.state_dict()
             state["scaler"] = self.step.scaler.state_dict()
+        if name == "last.pt":
+            keep_previous(self.folder / "checkpoints")
         save_checkpoint(self.folder / "checkpoints" / name, state)
 
     def resume(self) -> None:
-        """Go back to last.pt, if there is one; raises UserError if it belongs to another run."""
-        path = self.folder / "checkpoints" / "last.pt"
-        if not path.exists():
+        """Go back to the last checkpoint, if there is one; UserError if it is of another run."""
+        path, state = load_latest(self.folder / "checkpoints", self.note)
+        if state is None:
             return
-        state = load_checkpoint(path)
         refuse_changes(path, state["config"], self.settings)
         same_mean = torch.equal(state["mean"], self.step.mean.cpu())
         if state["images"] != self.images or not same_mean:

@@ -36,6 +36,13 @@ class TrainingStep:
             logits = self.network(network_input(images, self.mean, colours), keys)
         return F.cross_entropy(logits.float(), labels)
 
+    def preview(self, batch: Batch, count: int = 32) -> Tensor:
+        """The first images of a batch as the network sees them, [count, 3, H, W]."""
+        assert isinstance(batch.images, Tensor)
+        device = self.mean.device
+        images, colours = batch.images[:count].to(device), batch.colours[:count].to(device)
+        return network_input(images, self.mean, colours)
+
     def __call__(self, batch: Batch) -> Tensor:
         """Update the weights; returns this process's mean loss, on the device, not yet read."""
         assert isinstance(batch.images, Tensor)

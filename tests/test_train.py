@@ -53,6 +53,7 @@ def test_a_run_leaves_what_the_contract_says(undisturbed: Path) -> None:
         "best.pt",
         "epoch-001.pt",
         "last.pt",
+        "previous.pt",
     ]
     assert "optimizer" not in checkpoint(undisturbed, "best.pt")
     assert checkpoint(undisturbed)["config"]["model"]["name"] == "small14"
@@ -107,6 +108,57 @@ def test_killed_and_the_same_command_again(
     assert curve(folder, "train/loss") == curve(undisturbed, "train/loss")  # no zig-zag
     steps = [step for step, _ in curve(folder, "gradient_norm/trunk.conv1.weight")]
     assert steps == [7, 14, 21, 25]
+
+
+@pytest.mark.parametrize(
+    ("number", "loader"),
+    [
+        (signal.SIGTERM, "dali"),
+        (signal.SIGINT, "torchvision"),
+        (signal.SIGUSR1, "dali"),
+    ],
+)
+def test_told_to_stop_it_saves_and_the_same_command_goes_on(
+    command: list[str], runs: Path, undisturbed: Path, number: signal.Signals, loader: str
+) -> None:
+    folder = runs / f"told-{number.name}"
+    arguments = [*command, f"name={folder.name}", f"loader={loader}", "checkpoint.every_steps=0"]
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not reached(folder, "nothing saved"):
+        time.sleep(0.001)
+    os.killpg(process.pid, number)  # the loader's processes hear it too
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert b"stopped by a signal, saved at step" in stderr
+    assert 7 <= checkpoint(folder)["progress"]["step"] < 13
+    assert "resuming" in run_program(*arguments).stdout
+    if loader == "dali":
+        assert same_tensors(checkpoint(folder)["network"], checkpoint(undisturbed)["network"])
+        assert metrics(folder) == metrics(undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit-flipped"])
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+    command: list[str], runs: Path, undisturbed: Path, damage: str
+) -> None:
+    folder = runs / f"fallback-{damage}"
+    run_program(*command, f"name={folder.name}", "max_steps=12")
+    path = folder / "checkpoints" / "last.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    out = run_program(*command, f"name={folder.name}").stdout
+    assert "resuming" in out
+    assert "step 10 of 25" in out
+    events = [line["what"] for line in metrics(folder) if line["kind"] == "event"]
+    assert len(events) == 1
+    assert "last.pt is damaged" in events[0]
+    assert same_tensors(checkpoint(folder)["network"], checkpoint(undisturbed)["network"])
 
 
 def test_a_finished_run_stays_as_it_is(command: list[str], undisturbed: Path) -> None:

@@ -1,0 +1,54 @@
+"""Being told to stop: a signal asks, the processes agree at a step, the run is saved."""
+
+import signal
+from types import FrameType
+
+import torch
+
+from configs.errors import UserError
+from engine.distributed import World
+
+# What a scheduler or a person sends: SLURM's time limit (SIGTERM, or SIGUSR1 ahead of it), Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# Exit status of a run that was told to stop and has saved: the same command goes on (EX_TEMPFAIL).
+STOPPED = 75
+
+# Steps between the agreements of several processes: each makes the host wait for the device.
+_AGREE_EVERY = 10
+
+
+class Stopped(UserError):
+    """The run was told to stop, and is saved."""
+
+    status = STOPPED
+    prefix = ""
+
+
+class StopRequest:
+    """Listens to SIGNALS while open; a second signal of a kind acts as it would without us."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.asked = world, False
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def __enter__(self) -> "StopRequest":
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._before[signal.Signals(number)])
+
+    def agreed(self, step: int) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        if self.world.size == 1:
+            return self.asked
+        if step % _AGREE_EVERY:
+            return False
+        return bool(self.world.sum(torch.tensor(float(self.asked))))
