@@ -30,16 +30,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Log:
     """Writes for the main process; on the others every call does nothing.
 
-    Opened at step S it forgets what was written after S, so that a resumed run leaves the same
-    lines as an undisturbed one.
+    Opened at step S, last validated at V, it forgets what was written after them, so that a resumed
+    run leaves the same lines as an undisturbed one.
     """
 
-    def __init__(self, folder: Path, step: int, total: int, active: bool) -> None:
+    def __init__(
+        self, folder: Path, step: int, validated: int, total: int, *, active: bool
+    ) -> None:
         self.active = active
         if not active:
             return
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        known = {"val": validated}
+        lines = read_metrics(self.path)
+        kept = [line for line in lines if line["step"] <= known.get(line["kind"], step)]
         kept = kept if step else []
         self.told = {line["what"] for line in kept if line["kind"] == "event"}
         text = "".join(json.dumps(line) + "\n" for line in kept)

@@ -4,9 +4,9 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,33 +22,11 @@ from engine.distributed import World
 from engine.log import Log
 from engine.meter import Meter
 from engine.optim import set_learning_rate
+from engine.progress import Progress, ValErrors
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
 from engine.stopping import Stopped, StopRequest
-
-
-@dataclass
-class Progress:
-    """How far a run is: with the tensors, all that a checkpoint remembers."""
-
-    step: int = 0  # optimiser steps done
-    val_errors: list[float] = field(default_factory=list)  # top-1 error (%) of each epoch done
-    best: float = math.inf  # lowest of all validations
-    window: list[float] = field(default_factory=list)  # losses since the last metrics line
-
-
-class ValErrors(Protocol):
-    """What a validation finds."""
-
-    @property
-    def images(self) -> int: ...  # seen
-
-    @property
-    def top1_error(self) -> float: ...  # percent
-
-    @property
-    def top5_error(self) -> float: ...  # percent
 
 
 @dataclass
@@ -90,14 +68,15 @@ class Trainer:
         steps = self.world.sum(torch.tensor(self.progress.step))
         if steps != self.progress.step * self.world.size:
             raise UserError(f"not all processes see {self.folder}: it must be on a shared disk")
-        self.log = Log(self.folder, self.progress.step, self.total, self.world.is_main)
+        place = (self.progress.step, self.progress.validated, self.total)
+        self.log = Log(self.folder, *place, active=self.world.is_main)
         try:
             self.write_events(len(self.progress.val_errors))
             if self.progress.step:
                 self.log.say(f"resuming {self.folder} at step {self.progress.step} of {self.total}")
             stream = closing(self.batches(self.progress.step, self.total, self.note))
             with stream as batches, StopRequest(self.world) as self.stop:
-                while self.progress.step < self.total:
+                while self.progress.validated < self.total:
                     self.train_one_epoch(batches)
         finally:
             self.log.close()
@@ -117,9 +96,10 @@ class Trainer:
                 self.evaluate(epoch)
             if not ended and every and step % every == 0:
                 self.save("last.pt")
-            if not ended and self.stop.agreed(step):
-                self.save("last.pt")
-                raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
+            if not ended and self.stop.due(step):
+                self.stop_if_asked()
+        self.save("last.pt")  # validation may take long, and be cut
+        self.stop_if_asked()
         error = self.evaluate(epoch)
         if self.progress.step < end:  # max_steps cut the epoch: it does not count in the schedule
             self.save("last.pt")
@@ -128,6 +108,13 @@ class Trainer:
         self.save("last.pt")
         if self.world.is_main:
             keep_epoch(self.folder / "checkpoints", epoch, self.config.checkpoint.keep)
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopped, once all is saved, if any process has got a signal."""
+        if self.stop.agreed():
+            self.save("last.pt")
+            step = self.progress.step
+            raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
 
     def train_one_step(self, stream: Iterator[Batch], epoch: int, rate: float) -> None:
         """Fetch a batch and step; every `log_every` steps, and at the end, write a metrics line."""
@@ -198,6 +185,8 @@ class Trainer:
         if errors.top1_error < self.progress.best:
             self.progress.best = errors.top1_error
             self.save("best.pt")
+        self.progress.validated = step
+        self.meter.restart(step)
         return errors.top1_error
 
     def save(self, name: str) -> None:

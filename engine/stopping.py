@@ -45,10 +45,10 @@ class StopRequest:
         self.asked = True
         signal.signal(number, self._before[signal.Signals(number)])
 
-    def agreed(self, step: int) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer."""
-        if self.world.size == 1:
-            return self.asked
-        if step % _AGREE_EVERY:
-            return False
+    def due(self, step: int) -> bool:
+        """Whether processes agree after this step: one alone always does."""
+        return self.world.size == 1 or step % _AGREE_EVERY == 0
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all processes ask together, and agree."""
         return bool(self.world.sum(torch.tensor(float(self.asked))))

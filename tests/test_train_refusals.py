@@ -48,12 +48,13 @@ def test_a_full_disk_keeps_the_old_checkpoint(command: list[str], runs: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage"])
-def test_a_damaged_checkpoint_is_refused(command: list[str], runs: Path, damage: str) -> None:
+def test_damaged_checkpoints_are_refused(command: list[str], runs: Path, damage: str) -> None:
     name = f"damaged-{damage}"
     run_program(*command, f"name={name}", "max_steps=1", "val_subset=1")
-    path = runs / name / "checkpoints" / "last.pt"
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"x" * 100)
+    for file in ("last.pt", "previous.pt"):
+        path = runs / name / "checkpoints" / file
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"x" * 100)
     done = run_program(*command, f"name={name}", "max_steps=1", "val_subset=1", check=False)
     assert done.returncode == 1
     assert "damaged" in done.stderr
