@@ -25,11 +25,9 @@ def register() -> None:
 def compose_config(overrides: Sequence[str], kind: type[T], program: str = "train") -> T:
     """The configuration of `python PROGRAM.py OVERRIDES`; raises UserError for what it refuses."""
     register()
-    try:
-        with initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
-            raw = compose(program, list(overrides))
-    except HydraException as error:
-        raise UserError(str(error)) from error
+    folder = str(Path(__file__).parent)
+    with refusing(HydraException), initialize_config_dir(folder, version_base="1.3"):
+        raw = compose(program, list(overrides))
     return to_config(raw, kind)
 
 

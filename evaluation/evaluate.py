@@ -3,20 +3,16 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from configs.schema import EvalConfig
-from data.draws import centre_batches
+from data.draws import Ints, centre_batches
 from data.index import ImageIndex
 from data.load import load
 from evaluation.parts import Parts
 from evaluation.viewer import Viewer
-
-Ints = npt.NDArray[np.int64]
 
 # Images waiting for others of their size, in batches: bounds memory.
 _WAITING = 16

@@ -57,10 +57,11 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, world: World, folder: Pa
     )
     index = _open_index(config.data.root or run.data.root, state["classes"])
     chosen = subset(len(index), config.subset)
+    images = image_list(index, chosen)
     viewer = _build_viewer(config, state, run, scales, world)
     found = {}
     for scale in scales:
-        key = _key(path, config, image_list(index, chosen), scale, viewer)
+        key = _key(path, config, images, scale, viewer)
         parts = Parts(folder / key, len(chosen), len(index.classes))
         mine = parts.pending(world.rank, world.size)
         if len(mine):
@@ -71,8 +72,7 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, world: World, folder: Pa
     scores = weighted_mean(list(found.values()), [float(weight) for weight in weights])
     if config.average == "logits":
         scores, found = _softmax(scores), {s: _softmax(part) for s, part in found.items()}
-    names = image_list(index, chosen)
-    return Member(Predictions(scores, index.labels[chosen], index.classes, names), found)
+    return Member(Predictions(scores, index.labels[chosen], index.classes, images), found)
 
 
 def _open_index(root: str, classes: list[str]) -> ImageIndex:

@@ -7,13 +7,12 @@ whichever process or session finds it leaves those images alone.
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from data.draws import Ints
 from engine.checkpoint import write_atomically
+from evaluation.predictions import Floats
 
 PART = 1024  # images
-
-Floats = npt.NDArray[np.float32]
 
 
 class Parts:
@@ -28,7 +27,7 @@ class Parts:
     def _path(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.npy"
 
-    def pending(self, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    def pending(self, rank: int, world_size: int) -> Ints:
         """Positions 0 .. N - 1 that this process has still to score, in order."""
         count = -(-self.num_images // self.size)
         mine = [p for p in range(rank, count, world_size) if not self._path(p).exists()]

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import UserError
+from data.draws import Ints
 from data.index import ImageIndex
 from engine.checkpoint import write_atomically
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import torch
 from configs.errors import UserError
 from configs.schema import EvalConfig
 from configs.store import to_dict
+from data.draws import Ints
 from engine.checkpoint import write_atomically
 from evaluation.errors import ErrorCounts
 from evaluation.members import Member
-from evaluation.predictions import Floats, Ints, Predictions, weighted_mean
+from evaluation.predictions import Floats, Predictions, weighted_mean
 
 
 def count_errors(scores: Floats, labels: Ints) -> ErrorCounts:

@@ -69,7 +69,7 @@ class Viewer:
         geometry = map_geometry(self.network.trunk)
         windows = plan(self.views, height, width, self.crop, square=self.square)
         scores = []
-        for flip in (False, True):
+        for flip in sorted({window.flip for window in windows}):
             with self.precision.autocast():
                 view = images.flip(2) if flip else images
                 maps = self.network.trunk(network_input(view, mean))
