@@ -26,6 +26,7 @@ from data.index import ImageIndex, scan_folder
 from data.load import load
 
 CROP, LOW, HIGH, BATCH = 224, 256, 512, 64
+_FROM_TARS = 1000  # images taken out of tars
 _WARM_UP = 3  # batches: starting processes, filling queues and the page cache is not timed
 
 WAYS = {
@@ -47,27 +48,25 @@ class Load:
     device: str = field(default_factory=lambda: "gpu" if torch.cuda.is_available() else "cpu")
 
 
-def measure_data(root: Path | None, what: Load) -> list[dict[str, Any]]:
-    """Rows {path, images_per_second}; root=None: on generated files of ImageNet's usual size.
+def measure_data(folder: Path, what: Load) -> list[dict[str, Any]]:
+    """Rows {path, images_per_second} for the images in folder/train/<class>/*.
 
-    Raises UserError if root/train/<class>/* cannot be read, or there is no GPU for device=gpu.
+    Raises UserError if they cannot be read, or there is no GPU for device=gpu.
     """
     if what.device == "gpu" and not torch.cuda.is_available():
         raise UserError("--device gpu, but there is no CUDA device")
-    with _folder(root) as folder:
-        index = scan_folder(folder, "train")
-        ways: dict[str, Callable[[], Iterable[int]]] = {
-            "dali": lambda: _ours("dali", index, what),
-            "torchvision": lambda: _ours("torchvision", index, what),
-            "plain_dali": lambda: _run_dali(folder, what, decode_only=False),
-            "plain_torchvision": lambda: _run_torchvision(folder, what),
-            "decode_bound": lambda: _run_dali(folder, what, decode_only=True),
-        }
-        # In turn, and the best counts: other work on the machine only ever slows things down.
-        speeds = [
-            {path: _speed(way(), what.images) for path, way in ways.items()}
-            for _ in range(what.rounds)
-        ]
+    index = scan_folder(folder, "train")
+    ways: dict[str, Callable[[], Iterable[int]]] = {
+        "dali": lambda: _ours("dali", index, what),
+        "torchvision": lambda: _ours("torchvision", index, what),
+        "plain_dali": lambda: _run_dali(folder, what, decode_only=False),
+        "plain_torchvision": lambda: _run_torchvision(folder, what),
+        "decode_bound": lambda: _run_dali(folder, what, decode_only=True),
+    }
+    # In turn, and the best counts: other work on the machine only ever slows things down.
+    speeds = [
+        {path: _speed(way(), what.images) for path, way in ways.items()} for _ in range(what.rounds)
+    ]
     return [
         {"path": path, "images_per_second": round(max(speed[path] for speed in speeds), 1)}
         for path in WAYS
@@ -166,16 +165,26 @@ def _run_torchvision(root: Path, what: Load) -> Iterator[int]:
 
 
 @contextmanager
-def _folder(root: Path | None) -> Iterator[Path]:
-    """The data set to read; None: a temporary one."""
-    if root is not None:
-        yield root
+def sample(root: Path | None) -> Iterator[tuple[Path, ImageIndex]]:
+    """A folder with train/<class>/*, which the usual ways need, and the images of `root`.
+
+    None: generated ones of ImageNet's usual size. Where `root` holds tars, the folder is a
+    temporary one with some of their images. Raises UserError if `root` has no training set.
+    """
+    images = None if root is None else scan_folder(root, "train")
+    if root is not None and images is not None and images.tar is None:
+        yield root, images
         return
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        (train := Path(folder) / "train" / "generated").mkdir(parents=True)
-        for seed in range(BATCH):
-            (train / f"{seed}.jpg").write_bytes(_generated(seed))
-        yield Path(folder)
+        (train := Path(folder) / "train" / "sample").mkdir(parents=True)
+        if images is None:
+            files = (_generated(seed) for seed in range(BATCH))
+        else:
+            places = np.linspace(0, len(images) - 1, min(_FROM_TARS, len(images))).astype(int)
+            files = (images.read(i) for i in np.unique(places).tolist())
+        for k, data in enumerate(files):
+            (train / f"{k:06d}.jpg").write_bytes(data)
+        yield Path(folder), images or scan_folder(folder, "train")
 
 
 def _generated(seed: int) -> bytes:

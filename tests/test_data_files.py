@@ -49,6 +49,7 @@ def odd_files() -> dict[str, bytes]:
         "cmyk that is not inverted": ycck.replace(b"Adobe", b"Adobf"),
         "progressive": encoded(rgb, quality=95, progressive=True),
         "exif rotated": encoded(rgb, quality=95, exif=rotated),
+        "exif corrupt": encoded(rgb, quality=95, exif=rotated.tobytes()[:-8]),
         "rgb, not ycc": encoded(rgb, quality=95, keep_rgb=True),
         "restart markers": encoded(rgb, quality=95, restart_marker_blocks=7),
         "bytes after the end": whole + b"\0\0trailing",

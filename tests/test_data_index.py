@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from data import index
+from data import folders
 from data.index import ImageIndex, check_dataset, scan_folder
 
 
@@ -51,8 +51,8 @@ def paths(images: ImageIndex, root: Path) -> list[str]:
 
 def count_listings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     listed: list[Path] = []
-    real = index._list_images
-    monkeypatch.setattr(index, "_list_images", lambda f: listed.append(f) or real(f))
+    real = folders.images_in
+    monkeypatch.setattr(folders, "images_in", lambda f: listed.append(f) or real(f))
     return listed
 
 

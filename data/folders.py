@@ -1,0 +1,87 @@
+"""A split kept as a folder of class folders: `<split>/<class>/<image>`."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from configs.errors import UserError
+from data.cache import cache_file, is_settled, keep, recall
+
+EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
+EXTENSION_NAMES = " ".join(extension.decode() for extension in EXTENSIONS)
+SCAN_THREADS = 16  # network file systems answer slowly but many at a time
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file of this name is taken for an image; hidden files are not."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(b".")
+
+
+def class_folders(folder: Path) -> dict[str, int]:
+    """Class folder -> time of its last change in ns, in order of name."""
+    try:
+        with os.scandir(folder) as entries:
+            times = {
+                entry.name: entry.stat().st_mtime_ns
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir()
+            }
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    return dict(sorted(times.items()))
+
+
+def list_classes(
+    folder: Path, is_train: bool
+) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
+    """Class folders in order of name, the number of images in each, and all their names.
+
+    Hidden files, other files and deeper folders are ignored, links are followed. The scan is kept
+    in the user's cache folder and repeated when a class folder has changed. Raises UserError if
+    there is no class or no image, or in training a class without images.
+    """
+    folders = class_folders(folder)
+    if not folders:
+        raise UserError(
+            f"{folder} has no class folders: images are expected as {folder}/<class>/<image>"
+        )
+    counts, names = _cached_scan(folder, folders)
+    if not len(names):
+        raise UserError(f"{folder} has class folders but no image ({EXTENSION_NAMES}) in any")
+    empty = [name for name, count in zip(folders, counts, strict=True) if not count]
+    if empty and is_train:
+        raise UserError(
+            f"class folder {folder / empty[0]} has no image ({EXTENSION_NAMES}); {len(empty)} such "
+            "in all: fill or remove it"
+        )
+    return list(folders), counts, names
+
+
+def images_in(folder: Path) -> npt.NDArray[np.bytes_]:
+    """Sorted file names of the images in a folder."""
+    try:
+        with os.scandir(os.fsencode(folder)) as entries:
+            names = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    return np.array(sorted(names), np.bytes_)
+
+
+def _cached_scan(
+    folder: Path, folders: dict[str, int]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
+    """Number of images in each class folder, and all their names."""
+    names, times = np.array(list(folders)), np.array(list(folders.values()), np.int64)
+    cache = cache_file(folder)
+    if kept := recall(cache, {"classes": names, "times": times}):
+        return kept["counts"], kept["names"]
+    settled = is_settled(int(times.max()))
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        found = list(pool.map(images_in, [folder / name for name in folders]))
+    counts, images = np.array([len(part) for part in found], np.int64), np.concatenate(found)
+    if settled:
+        keep(cache, classes=names, times=times, counts=counts, names=images)
+    return counts, images

@@ -1,0 +1,237 @@
+"""ImageNet 2012 as it is distributed: tars that are read in place, and the development kit.
+
+ILSVRC2012_img_train.tar holds one uncompressed tar of images for each class, n01440764.tar and so
+on; the validation and test tars hold images, whose labels are in the development kit.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from configs.errors import UserError
+from data.cache import Arrays, cache_file, is_settled, keep, recall
+from data.devkit import Devkit, read_devkit
+from data.folders import SCAN_THREADS
+from data.tars import (
+    BrokenTar,
+    Images,
+    TarBytes,
+    list_images,
+    members,
+    open_tar,
+    readable,
+    stamp_of,
+)
+
+TARS = {
+    "train": ("ILSVRC2012_img_train.tar",),
+    "val": ("ILSVRC2012_img_val.tar",),
+    "test": ("ILSVRC2012_img_test_v10102019.tar", "ILSVRC2012_img_test.tar"),  # new, first release
+}
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+
+_FORMAT = 1  # of the kept scan: to be raised when it changes
+_ARRAYS = ("classes", "counts", "names", "offsets", "sizes")
+
+
+@dataclass(frozen=True)
+class ClassTar:
+    """A member of the training tar: one class."""
+
+    name: str  # n01440764
+    start: int  # first byte of its tar in the training tar
+    stop: int  # the byte after its last
+
+
+@dataclass(frozen=True)
+class TrainTar:
+    """What is in a training tar, whole classes only."""
+
+    classes: list[ClassTar]  # in order of name
+    images: list[Images]  # of each
+    faults: list[str]  # what is wrong with the tar, first things first; empty: it is whole
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(one.names) for one in self.images)
+
+
+@dataclass(frozen=True)
+class TarScan:
+    """The images of a split, in order of class, then of name."""
+
+    path: Path  # of the tar
+    classes: list[str]  # sorted
+    counts: npt.NDArray[np.int64]  # images of each class; in all fewer than names: unlabelled
+    names: npt.NDArray[np.bytes_]  # [N]
+    images: TarBytes  # [N]
+
+
+def find_tar(root: Path, split: str) -> Path | None:
+    """The official tar of a split in this folder, if it is there."""
+    names = TARS.get(split, ())
+    return next((root / name for name in names if os.path.lexists(root / name)), None)
+
+
+def has_tars(root: Path) -> bool:
+    """Whether some official tar is in this folder."""
+    return any(find_tar(root, split) for split in TARS)
+
+
+def open_devkit(root: Path) -> Devkit:
+    """The devkit that lies beside the tars. Raises UserError if there is none, or a bad one."""
+    if not os.path.lexists(root / DEVKIT):
+        raise UserError(
+            f"{root} has ImageNet's tars but not {DEVKIT}, which names the classes and labels the "
+            "validation images: download it too, and put it beside them"
+        )
+    return read_devkit(root / DEVKIT)
+
+
+def scan_tars(root: Path, split: str) -> TarScan:
+    """The images of the official tar of a split: train, val, or test, whose images have no class.
+
+    The tar's headers are read once and what they say is kept in the user's cache folder, until
+    the size or time of change of the tar or the devkit differs. Raises UserError if a file is
+    missing, unreadable or damaged, or if the tar and the devkit do not fit together.
+    """
+    path = find_tar(root, split)
+    if path is None:
+        raise UserError(
+            f"{root} has ImageNet's tars but neither {TARS[split][0]} nor a folder {split}/: "
+            "download it too, and put it beside them"
+        )
+    state, cache = scan_state(path), cache_file(path)
+    found = recall(cache, state)
+    if found is None or any(name not in found for name in _ARRAYS):
+        settled = is_settled(int(state["state"][[2, 4]].max()))  # times of change
+        devkit = open_devkit(root)
+        found = _scan_train(path, devkit) if split == "train" else _scan_flat(path, devkit, split)
+        if settled:
+            keep(cache, **state, **found)
+    size, mtime_ns = state["state"][1:3].tolist()
+    images = TarBytes(str(path), (size, mtime_ns), found["offsets"], found["sizes"])
+    return TarScan(path, found["classes"].tolist(), found["counts"], found["names"], images)
+
+
+def scan_state(path: Path) -> Arrays:
+    """What a kept scan of this tar depends on: its size and time of change, and its devkit's."""
+    devkit = path.parent / DEVKIT
+    kit = stamp_of(devkit) if os.path.lexists(devkit) else (0, 0)
+    return {"state": np.array([_FORMAT, *stamp_of(path), *kit], np.int64)}
+
+
+def list_class_tars(path: Path) -> tuple[list[ClassTar], str]:
+    """The class tars of a training tar in order of name, and what is wrong with it, if anything."""
+    classes, fault = list[ClassTar](), ""
+    with open_tar(path) as file, readable(path):
+        try:
+            for member in members(file):
+                name = member.name.rpartition("/")[2]
+                if member.isreg() and name.endswith(".tar") and not name.startswith("."):
+                    start = member.offset_data
+                    classes.append(ClassTar(name[:-4], start, start + member.size))
+        except BrokenTar as error:
+            fault = str(error)
+    return sorted(classes, key=lambda one: one.name), fault
+
+
+def read_train_tar(path: Path) -> TrainTar:
+    """All that the headers of a training tar say, many classes at a time.
+
+    Raises UserError only if the file cannot be read: a damaged one is described.
+    """
+
+    def images_of(one: ClassTar) -> Images:
+        with open_tar(path) as file, readable(path):
+            file.seek(one.start)
+            return list_images(file, one.stop)
+
+    classes, fault = list_class_tars(path)
+    faults = [fault] if fault else []
+    if not classes and not fault:
+        faults = ["holds no class tars, such as n01440764.tar"]
+    for one, other in pairwise(classes):
+        if one.name == other.name:
+            faults.append(f"holds {one.name}.tar twice")
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        found = pool.map(images_of, classes)
+        bar = tqdm(found, f"indexing {path.name}", len(classes), unit="class", disable=None)
+        images = list(bar)
+    for one, listed in zip(classes, images, strict=True):
+        if listed.fault:
+            faults.append(f"{listed.fault}, in {one.name}.tar")
+        elif not len(listed.names):
+            faults.append(f"has no image in {one.name}.tar")
+    whole = [i for i, listed in enumerate(images) if not listed.fault]
+    return TrainTar([classes[i] for i in whole], [images[i] for i in whole], faults)
+
+
+def _scan_train(path: Path, devkit: Devkit) -> Arrays:
+    found = read_train_tar(path)
+    if found.faults:
+        raise UserError(
+            f"{path} {found.faults[0]}{_more(found.faults)}: {len(found.classes):,} of its "
+            f"{len(devkit.wnids):,} classes, {found.num_images:,} images, are whole; download it "
+            "again"
+        )
+    names = [one.name for one in found.classes]
+    for these, those, how in ((devkit.wnids, names, "lacks"), (names, devkit.wnids, "has")):
+        odd = sorted(set(these) - set(those))
+        if odd:
+            raise UserError(
+                f"{path} {how} {odd[0]}.tar{_more(odd)}, unlike the classes of {DEVKIT}: the two "
+                "files do not belong together, download them again"
+            )
+    counts = [len(one.names) for one in found.images]
+    return {
+        "classes": np.array(names),
+        "counts": np.array(counts, np.int64),
+        "names": np.concatenate([one.names for one in found.images]),
+        "offsets": np.concatenate([one.offsets for one in found.images]),
+        "sizes": np.concatenate([one.sizes for one in found.images]),
+    }
+
+
+def _scan_flat(path: Path, devkit: Devkit, split: str) -> Arrays:
+    """The images of the validation or test tar; the former sorted by their labels."""
+    with open_tar(path) as file, readable(path):
+        found = list_images(file)
+    count = len(found.names)
+    if found.fault:
+        raise UserError(
+            f"{path} {found.fault}: {count:,} of its images are whole; download it again"
+        )
+    if not count:
+        raise UserError(f"{path} holds no images: download it again")
+    classes, counts = devkit.classes, np.zeros(len(devkit.wnids), np.int64)
+    order = np.arange(count)
+    if split == "val":
+        if count != len(devkit.val_ids):
+            raise UserError(
+                f"{path} holds {count:,} images but {DEVKIT} labels {len(devkit.val_ids):,}: "
+                "the two files do not belong together, download them again"
+            )
+        labels = devkit.val_labels
+        order, counts = (
+            np.argsort(labels, kind="stable"),
+            np.bincount(labels, minlength=len(counts)),
+        )
+    return {
+        "classes": np.array(classes),
+        "counts": counts.astype(np.int64),
+        "names": found.names[order],
+        "offsets": found.offsets[order],
+        "sizes": found.sizes[order],
+    }
+
+
+def _more(things: Sequence[str]) -> str:
+    return f" (and {len(things) - 1:,} more)" if len(things) > 1 else ""
