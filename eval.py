@@ -1,6 +1,7 @@
 """Test trained networks: `python eval.py checkpoint=runs/NAME/checkpoints/best.pt views=dense`.
 
 `checkpoint=[a.pt,b.pt,...]` is an ensemble; a .npz file of save_predictions= may stand for one.
+`split=test` writes the ILSVRC submission file, `images=[a.jpg,...]` names what is in pictures.
 """
 
 import os
@@ -18,14 +19,15 @@ from configs.store import register, to_config
 from configs.validate import checkpoint_list, validate_eval
 from engine.distributed import World, open_world
 from evaluation.members import open_member
+from evaluation.outcome import outcome
 from evaluation.predictions import ensemble, save_predictions
-from evaluation.result import count_all, error_table, result_of, result_path, write_result
+from evaluation.result import result_path, write_result
 
 register()
 
 
 def evaluate(config: EvalConfig, world: World) -> None:
-    """Evaluate every network, combine, print the table, write the result file."""
+    """Evaluate every network, combine, print what was found, write the result file."""
     validate_eval(config)
     paths = [Path(path) for path in checkpoint_list(config)]
     out = result_path(config, paths)
@@ -33,17 +35,17 @@ def evaluate(config: EvalConfig, world: World) -> None:
     members = {str(path): open_member(path, config, world, parts) for path in paths}
     predictions = {name: member.predictions for name, member in members.items()}
     combined = ensemble(predictions, config.weights)
-    errors = count_all(members, combined, config.weights)
+    found = outcome(config, members, combined)
     if not world.is_main:
         return
     print(f"{', '.join(members)}: views={config.views}")
-    print(error_table(errors, len(combined.classes)))
-    result = result_of(config, list(members), errors, combined)
+    print(found.text)
     if config.save_predictions:
         save_predictions(Path(config.save_predictions), combined)
-    write_result(out, result)
+    others = found.write_others(out)
+    write_result(out, found.result)
     shutil.rmtree(parts, ignore_errors=True)
-    print(f"written: {out}")
+    print(f"written: {', '.join(map(str, [out, *others]))}")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
@@ -51,7 +53,7 @@ def main(raw: DictConfig) -> None:
     """Compose, validate, evaluate."""
     with one_sentence():
         config = to_config(raw, EvalConfig)
-        with open_world(config.device) as world:
+        with open_world(config.device, config.timeout) as world:
             evaluate(config, world)
 
 

@@ -25,6 +25,7 @@ from data.streams import OnEvent, centre_stream, training_stream
 from engine.distributed import World, open_world
 from engine.loop import Trainer
 from engine.optim import build_optimizer
+from engine.parallel import open_parallel
 from engine.precision import set_precision
 from engine.run_folder import open_run
 from engine.step import TrainingStep
@@ -45,21 +46,21 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     parts = (config.model, config.act, config.init, dataset.num_classes)
     with refusing(ValueError):  # a crop too small for the network
         describe(*parts, crop)
-    network = build_network(*parts, dropout=config.dropout, seed=config.seed).to(world.device)
-    network = network.to(memory_format=torch.channels_last)
+    parallel = open_parallel(config.parallel, world)
+    whole = build_network(*parts, dropout=config.dropout, seed=config.seed)
+    network = parallel.share_out(whole).to(world.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, config)
-    micro = micro_batch(config, world.size)
-    step = TrainingStep(
-        world.replicate(network), optimizer, mean, precision, micro, compiled=config.compile
-    )
+    micro, compiled = micro_batch(config, world.size), config.compile
+    connected = parallel.connect(network)
+    step = TrainingStep(connected, optimizer, mean, precision, micro, compiled=compiled)
     batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))
     validated = subset(len(dataset.val), config.val_subset)[world.rank :: world.size]
 
-    def validate_centre(on_event: OnEvent) -> ErrorCounts:
+    def centre(on_event: OnEvent) -> ErrorCounts:
         seen = centre_stream(config, dataset.val, validated, micro, on_event)
-        return centre_errors(network, seen, mean, precision, world)
+        return centre_errors(parallel.whole_network(network), seen, mean, precision, world)
 
-    return Trainer(config, dataset, world, folder, network, step, batches, validate_centre)
+    return Trainer(config, dataset, world, folder, parallel, network, step, batches, centre)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -67,7 +68,7 @@ def main(raw: DictConfig) -> None:
     """Compose, validate, build, fit."""
     with one_sentence():
         config = to_config(raw, TrainConfig)
-        with open_world(config.device) as world:
+        with open_world(config.device, config.timeout) as world:
             validate(config, world.size)
             folder = Path(config.runs) / config.name
             trainer = build(config, world, folder)

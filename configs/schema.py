@@ -66,7 +66,7 @@ class DataConfig:
     crop: int = 224  # side of the training crop, pixels
     scale: Any = "${model.scale}"  # shorter side in training: a number, or [low, high] inclusive
     val_scale: int | None = None  # shorter side in validation; None: crop * 256 / 224
-    mean: str = "channel"  # channel, or a mean image made by scripts/compute_mean.py (.npy)
+    mean: str = "channel"  # channel, or a mean image (.npy) of scripts/prepare_imagenet.py
     on_error: str = "stop"  # an unreadable image: stop, or skip (take the next one; an event)
 
 
@@ -93,10 +93,11 @@ class ScheduleConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What is kept in runs/NAME/checkpoints besides last.pt and best.pt."""
+    """What is kept in runs/NAME/checkpoints besides last.pt and best.pt, and how it is written."""
 
     every_steps: int = 2000  # last.pt is also written this often inside an epoch; 0: epochs only
     keep: int = 0  # also keep the last N epoch ends as epoch-EEE.pt
+    asynchronous: bool = True  # written beside training, from a copy in host memory
 
 
 @dataclass
@@ -126,8 +127,9 @@ class TrainConfig:
     val_subset: int | None = None  # validate on this many images, chosen once (Figs. 2, 3: 3000)
     val_every: int | None = None  # also validate every so many steps, for curves; None: epochs only
     precision: str = "bf16"  # fp32 | tf32 | bf16 | fp16
-    parallel: str = "ddp"
+    parallel: str = "ddp"  # ddp | hybrid: fc layers divided among the processes (Sec. 3, [15])
     device: str = "auto"  # auto | cpu | cuda
+    timeout: int = 600  # seconds without progress of one of several processes: the job ends
     compile: bool = False  # torch.compile the training step's forward and backward
 
 
@@ -152,9 +154,12 @@ class EvalConfig:
     average: str = "probabilities"  # over views and scales: probabilities | logits
     square: bool = False  # windows of the central square ([16]), not of the entire image ([11])
     on_map: bool = False  # pool windows on the whole image's map ([11]) instead of cutting crops
+    split: str = "val"  # val | test: the unlabelled images, for a file to submit
+    images: Any = None  # files, or folders of them, to be named instead of a split
     subset: int | None = None  # as val_subset of the run
     batch_size: int = 8  # images of one size at once on a device
     precision: str | None = None  # fp32 | tf32 | bf16 | fp16; None: as the run was trained
     device: str = "auto"  # auto | cpu | cuda
+    timeout: int = 600  # as in training
     save_predictions: str | None = None  # .npz for the combined probabilities (float16)
     out: str | None = None  # result file; None: result-*.json in the run's folder

@@ -43,7 +43,7 @@ def micro_batch(config: TrainConfig, num_processes: int) -> int:
 def validate(config: TrainConfig, num_processes: int) -> None:
     """Refuse what cannot be trained; raises UserError with one sentence."""
     one_of("precision", config.precision, PRECISIONS)
-    one_of("parallel", config.parallel, ["ddp"])
+    one_of("parallel", config.parallel, ["ddp", "hybrid"])
     one_of("device", config.device, ["auto", "cpu", "cuda"])
     one_of("schedule.rule", config.schedule.rule, ["plateau", "fixed"])
     one_of("init.rule", config.init.rule, ["he", "he_forward", "xavier", "gaussian"])
@@ -56,6 +56,11 @@ def validate(config: TrainConfig, num_processes: int) -> None:
     require(
         rest == 0 and share > 0,
         f"batch_size={config.batch_size} is not divisible by {num_processes} processes",
+    )
+    require(
+        config.parallel == "ddp" or all(width % num_processes == 0 for width in config.model.fc),
+        f"parallel=hybrid divides the fc layers among the processes: {num_processes} does not "
+        f"divide model.fc={config.model.fc}",
     )
     micro = micro_batch(config, num_processes)
     require(
@@ -90,6 +95,11 @@ def _validate_loader(loader: LoaderConfig) -> None:
         loader.workers is None or loader.workers >= (loader.name == "dali"),
         f"loader.workers={loader.workers} is too few",
     )
+
+
+def validate_timeout(timeout: int) -> None:
+    """Refuse what ends jobs in which nothing hangs; asked before there are processes to watch."""
+    require(timeout >= 10, f"timeout={timeout} is too short: processes need up to 10 s to start")
 
 
 def _validate_data(data: DataConfig) -> None:
@@ -138,6 +148,12 @@ def validate_eval(config: EvalConfig) -> None:
     one_of("device", config.device, ["auto", "cpu", "cuda"])
     one_of("views", config.views, VIEWS)
     one_of("data.on_error", config.data.on_error, ["stop", "skip"])
+    one_of("split", config.split, ["val", "test"])
+    require(config.images != [], "images=[] names no image")
+    require(
+        config.subset is None or (config.split == "val" and config.images is None),
+        "subset= is for validation images: a submission has a line for each test image",
+    )
     _validate_loader(config.loader)
     require(config.batch_size > 0, f"batch_size={config.batch_size} must be at least 1")
     one_of("average", config.average, ["probabilities", "logits"])

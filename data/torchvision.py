@@ -7,9 +7,11 @@ all of a JPEG is decoded, only the crop's rectangle is resized.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,23 @@ def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) 
     )
 
 
+def _next(made: Iterator[Any], workers: Collection[BaseProcess]) -> Any:
+    """What a worker made next, None at the end. Raises UserError if one of them has died."""
+    try:
+        return next(made, None)
+    except (RuntimeError, OSError, EOFError):
+        wait([worker.sentinel for worker in workers], timeout=1)  # its sockets may close earlier
+        codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
+        if not codes:
+            raise
+    # Not raised above: with the traceback the iterator would live on, and its other workers too.
+    how = f"killed by signal {-codes[0]}" if codes[0] < 0 else f"with exit status {codes[0]}"
+    raise UserError(
+        f"a worker process of loader=torchvision died ({how}), often because memory ran out: the "
+        "same command resumes, with fewer loader.workers if it happens again"
+    )
+
+
 def batches(
     index: ImageIndex,
     draws: Iterable[Draws],
@@ -125,13 +144,17 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """See data.load.load. Images are CPU tensors, in pinned memory if there is a GPU."""
     replacements = Replacements(index, on_event)
+    others = set(multiprocessing.active_children())
     made = iter(_data_loader(_Images(index, crop, on_error), draws, config))
+    workers = set(multiprocessing.active_children()) - others
     try:
-        for result in made:
+        while (result := _next(made, workers)) is not None:
             if isinstance(result, str):
                 raise UserError(result)
             drawn, images, shown, replaced = result
             replacements.tell(replaced)
             yield make_batch(images, index.labels[shown], drawn, shown)
     finally:
-        del made  # its destructor ends the workers
+        del made  # its destructor ends the workers, except one whose storage does not answer
+        for worker in workers:
+            worker.kill()

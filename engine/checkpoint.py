@@ -7,11 +7,15 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from configs.errors import UserError
+
+if TYPE_CHECKING:
+    from configs.schema import DataConfig
 
 FORMAT = 1
 
@@ -25,11 +29,15 @@ class DamagedError(UserError):
     """A file that is there and cannot be read."""
 
 
-def write_atomically(path: Path, write: Any) -> None:
+def write_atomically(
+    path: Path, write: Any, *, keep_as: Path | None = None, also: Path | None = None
+) -> None:
     """Call write(file) on a temporary file beside `path`, then put it in the place of `path`.
 
     A reader, or a process killed at any moment, finds the old file or the new one, never a part.
-    Raises UserError, with the old file untouched, where the disk refuses (full, read-only).
+    If given, `also` is a second name of the new file, there before it is at `path`, and `keep_as`
+    one of the old file, which takes it only once the new file is whole. Raises UserError, with the
+    old file untouched, where the disk refuses (full, read-only).
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -37,6 +45,10 @@ def write_atomically(path: Path, write: Any) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if also:
+            _link(temporary, also)
+        if keep_as and path.exists():
+            _link(path, keep_as)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -50,9 +62,21 @@ def write_atomically(path: Path, write: Any) -> None:
         ) from error
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; raises UserError where it cannot be written."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+def save_checkpoint(
+    path: Path, state: dict[str, Any], *, epoch: int | None = None, keep: int = 0
+) -> None:
+    """Write a checkpoint atomically; raises UserError where it cannot be written.
+
+    The last.pt that it replaces stays as previous.pt. One that ends an epoch is also kept under
+    its name, epoch-EEE.pt, and all but the last `keep` such files are dropped.
+    """
+    content = {"format": FORMAT, **state}
+    previous = path.with_name("previous.pt") if path.name == "last.pt" else None
+    ended = None if epoch is None or keep <= 0 else path.with_name(f"epoch-{epoch:03d}.pt")
+    write_atomically(path, lambda file: torch.save(content, file), keep_as=previous, also=ended)
+    if ended:
+        for old in sorted(path.parent.glob("epoch-*.pt"))[:-keep]:
+            old.unlink()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -92,10 +116,33 @@ def load_latest(
         return previous, state
 
 
-def keep_previous(folder: Path) -> None:
-    """Keep last.pt, which is about to be replaced, as previous.pt."""
-    if (folder / "last.pt").exists():
-        _link(folder / "last.pt", folder / "previous.pt")
+def refuse_other_data(
+    path: Path, state: dict[str, Any], images: list[str], mean: Tensor, data: "DataConfig"
+) -> None:
+    """Raises UserError if a checkpoint was trained on other images, or another mean, than these."""
+    same_mean = torch.equal(state["mean"], mean)
+    if state["images"] != images or not same_mean:
+        what = "images" if same_mean else "mean"
+        raise UserError(
+            f"{path} was trained with other {what} than {data.root} and data.mean={data.mean} "
+            "give now: give name=... for a new run"
+        )
+
+
+def advice(folder: Path) -> str:
+    """What there is to go back to when a run diverges."""
+    last = folder / "last.pt"
+    kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
+    return f"{kept}; try smaller schedule.rates, or precision=fp32, as a new run with name=..."
+
+
+def use_previous(origin: Path) -> None:
+    """Where a run goes on from previous.pt, drop the damaged last.pt for it.
+
+    Else the next save would keep the damaged one as previous.pt.
+    """
+    if origin.name == "previous.pt":
+        _link(origin, origin.with_name("last.pt"))
 
 
 def _link(path: Path, name: Path) -> None:
@@ -107,12 +154,4 @@ def _link(path: Path, name: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
     os.replace(temporary, name)
-
-
-def keep_epoch(folder: Path, epoch: int, keep: int) -> None:
-    """Keep last.pt under the name of the epoch that it ends, and drop all but `keep` such files."""
-    if keep <= 0:
-        return
-    _link(folder / "last.pt", folder / f"epoch-{epoch:03d}.pt")
-    for old in sorted(folder.glob("epoch-*.pt"))[:-keep]:
-        old.unlink()
+    temporary.unlink(missing_ok=True)  # replacing one name of a file by another does nothing

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import UserError
+from configs.validate import validate_timeout
+from engine.watchdog import Watch, Watchdog
+
+# The watchdog is what ends a collective in which a process hangs. One that only waits for slower
+# processes, such as those with more images to test, may last.
+_COLLECTIVE_TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def is_main(self) -> bool:
@@ -35,18 +43,23 @@ class World:
         """The network with gradients averaged over the processes in backward."""
         if self.size == 1:
             return network
-        return DistributedDataParallel(network, broadcast_buffers=False)  # buffers are constants
+        # Buffers are constants. Gradients live in what is sent, not beside it.
+        return DistributedDataParallel(
+            network, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes, on the CPU; every process gets it."""
         if self.size == 1:
             return values.cpu()
+        self.watch.meet()
         total = values.to(self.device)
         dist.all_reduce(total)
         return total.cpu()
 
     def barrier(self) -> None:
         """Wait until every process is here."""
+        self.watch.meet()
         if self.size > 1:
             dist.barrier()
 
@@ -54,6 +67,7 @@ class World:
         """All processes' values, in order of rank; every process gets them."""
         if self.size == 1:
             return values
+        self.watch.meet()
         lists: list[list[str]] = [[] for _ in range(self.size)]
         dist.all_gather_object(lists, values)
         return [value for part in lists for value in part]
@@ -76,16 +90,31 @@ def _device(choice: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def open_world(device: str) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone; leave them at the end."""
+def open_world(device: str, timeout: int) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone; leave them at the end.
+
+    When one of several hangs for `timeout` seconds, all end with a sentence that names it. Raises
+    UserError for a device that is not there, or too short a timeout.
+    """
+    validate_timeout(timeout)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device(device, local_rank)
     if size == 1:
         yield World(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    watch = Watchdog(store, rank, size, timeout)
     try:
-        yield World(dist.get_rank(), size, chosen)
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            store=dist.PrefixStore("default_pg", store),
+            rank=rank,
+            world_size=size,
+            timeout=_COLLECTIVE_TIMEOUT,
+        )
+        yield World(rank, size, chosen, watch)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        watch.close()

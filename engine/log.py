@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs.errors import refusing
 from engine.checkpoint import write_atomically
-from models.activations import PReLU
+from engine.parallel import Parallel
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -91,18 +90,23 @@ class Log:
         else:
             self.bar.set_postfix(shown)
 
-    def layers(self, step: int, network: nn.Module) -> None:
-        """Gradient norm of every weight, and the slopes of every PReLU, to TensorBoard."""
-        if not self.active:
-            return
-        named = [(n, p.grad) for n, p in network.named_parameters() if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([grad for _, grad in named])).tolist()
-        for (name, _), norm in zip(named, norms, strict=True):
-            self.board.add_scalar(f"gradient_norm/{name}", norm, step)
-        for name, module in network.named_modules():
-            if isinstance(module, PReLU):
-                slopes = module.slopes.detach().float()
-                self.board.add_scalar(f"slope/{name}", slopes.mean().item(), step)
+    def layers(self, step: int, network: nn.Module, parallel: Parallel) -> None:
+        """Gradient norm of every weight, and the slopes of every PReLU, to TensorBoard.
+
+        Called by all processes: the parts of a layer may lie on several.
+        """
+        gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+        norms = parallel.norms(gradients).tolist()
+        slopes = {n: p.detach() for n, p in network.named_parameters() if n.endswith(".slopes")}
+        for name, values in parallel.whole(slopes):
+            self.scalar(f"slope/{name.removesuffix('.slopes')}", values.mean().item(), step)
+        for name, norm in zip(gradients, norms, strict=True):
+            self.scalar(f"gradient_norm/{name}", norm, step)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """A point of a TensorBoard curve."""
+        if self.active:
+            self.board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, inputs: Tensor) -> None:
         """A grid of network inputs (grey levels, mean subtracted) as the network sees them."""

@@ -3,30 +3,33 @@
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from configs.errors import UserError, refusing
+from configs.errors import UserError
 from configs.schema import TrainConfig
 from configs.store import to_dict
 from data.batch import Batch
 from data.dataset import Dataset
 from data.streams import OnEvent
-from engine.checkpoint import keep_epoch, keep_previous, load_latest, save_checkpoint
+from engine.checkpoint import advice, load_latest, refuse_other_data, save_checkpoint, use_previous
 from engine.distributed import World
 from engine.log import Log
 from engine.meter import Meter
 from engine.optim import set_learning_rate
+from engine.parallel import Parallel, load_whole_state, whole_state
 from engine.progress import Progress, ValErrors
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
 from engine.stopping import Stopped, StopRequest
+from engine.writer import open_writer
+from models.network import Network
 
 
 @dataclass
@@ -37,7 +40,8 @@ class Trainer:
     dataset: Dataset
     world: World
     folder: Path
-    network: nn.Module  # without wrappers
+    parallel: Parallel
+    network: Network  # this process's part, without wrappers
     step: TrainingStep
     batches: Callable[[int, int, OnEvent], Generator[Batch]]  # of steps [start, stop), our share
     validate: Callable[[OnEvent], ValErrors]
@@ -48,6 +52,7 @@ class Trainer:
         self.progress = Progress()
         self.meter = Meter(self.world)
         self.events: list[str] = []  # noted by this process, not yet written
+        self.writer = open_writer(self.config.checkpoint.asynchronous)
         steps = self.last_step_of(self.config.epochs - 1)
         self.total = min(steps, self.config.max_steps or steps)
 
@@ -64,7 +69,7 @@ class Trainer:
 
         Raises Stopped, with everything saved, where a signal asks for it.
         """
-        self.resume()
+        origin = self.resume()
         steps = self.world.sum(torch.tensor(self.progress.step))
         if steps != self.progress.step * self.world.size:
             raise UserError(f"not all processes see {self.folder}: it must be on a shared disk")
@@ -72,10 +77,13 @@ class Trainer:
         self.log = Log(self.folder, *place, active=self.world.is_main)
         try:
             self.write_events(len(self.progress.val_errors))
+            self.log.sync()
+            if self.world.is_main:
+                use_previous(origin)
             if self.progress.step:
                 self.log.say(f"resuming {self.folder} at step {self.progress.step} of {self.total}")
             stream = closing(self.batches(self.progress.step, self.total, self.note))
-            with stream as batches, StopRequest(self.world) as self.stop:
+            with stream as batches, StopRequest(self.world) as self.stop, self.writer:
                 while self.progress.validated < self.total:
                     self.train_one_epoch(batches)
         finally:
@@ -101,18 +109,17 @@ class Trainer:
         self.save("last.pt")  # validation may take long, and be cut
         self.stop_if_asked()
         error = self.evaluate(epoch)
-        if self.progress.step < end:  # max_steps cut the epoch: it does not count in the schedule
-            self.save("last.pt")
-            return
-        self.progress.val_errors.append(error)
-        self.save("last.pt")
-        if self.world.is_main:
-            keep_epoch(self.folder / "checkpoints", epoch, self.config.checkpoint.keep)
+        ended = self.progress.step >= end
+        if ended:  # an epoch that max_steps has cut does not count in the schedule
+            self.progress.val_errors.append(error)
+        self.save("last.pt", ends=epoch if ended else None)
 
     def stop_if_asked(self) -> None:
         """Raises Stopped, once all is saved, if any process has got a signal."""
         if self.stop.agreed():
             self.save("last.pt")
+            self.writer.wait()
+            self.world.barrier()  # the first process to leave ends the others under torchrun
             step = self.progress.step
             raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
 
@@ -121,6 +128,7 @@ class Trainer:
         before = time.perf_counter()
         batch = next(stream)
         self.meter.waited += time.perf_counter() - before
+        self.world.watch.meet(f"step {self.progress.step + 1}")
         if self.progress.step == 0:
             self.log.picture(0, "augmented_batch", self.step.preview(batch))
         self.meter.unread.append(self.step(batch))
@@ -131,6 +139,7 @@ class Trainer:
 
     def write_metrics(self, epoch: int, rate: float) -> None:
         """A line of what happened since the last one."""
+        self.writer.check()
         self.read_losses()
         self.write_events(epoch)
         step = self.progress.step
@@ -141,7 +150,7 @@ class Trainer:
             **self.meter.rates(step, self.config.batch_size),
         }
         self.log.write("train", step, **values)
-        self.log.layers(step, self.network)
+        self.log.layers(step, self.network, self.parallel)
         shown = {
             "epoch": f"{epoch}",
             "loss": f"{values['loss']:.4f}",
@@ -161,14 +170,17 @@ class Trainer:
 
     def read_losses(self) -> None:
         """Bring the losses up to now; raises UserError, with what is saved, if one is no number."""
-        with refusing(UserError, also=self.kept()):
+        try:
             self.progress.window += self.meter.read_losses(self.progress.step)
+        except UserError as error:
+            raise UserError(f"{error}; {self.kept()}") from error
 
     def kept(self) -> str:
-        """What there is to go back to when a run diverges."""
-        last = self.folder / "checkpoints" / "last.pt"
-        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
-        return f"{kept}; try smaller schedule.rates, or precision=fp32, as a new run with name=..."
+        """What there is to go back to when a run diverges, as all processes find together."""
+        with suppress(UserError):  # told on leaving
+            self.writer.wait()
+        self.world.barrier()
+        return advice(self.folder / "checkpoints")
 
     def evaluate(self, epoch: int) -> float:
         """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
@@ -189,45 +201,48 @@ class Trainer:
         self.meter.restart(step)
         return errors.top1_error
 
-    def save(self, name: str) -> None:
-        """Write a checkpoint of what has been done so far; best.pt has no optimiser state."""
+    def save(self, name: str, ends: int | None = None) -> None:
+        """Have a checkpoint of what has been done so far written; `ends`: the epoch it ends."""
         self.read_losses()
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.network.parameters()]))
-        if not bool(norms.isfinite().all()):
+        self.world.watch.alive()
+        if not bool(self.parallel.norms(self.network.state_dict()).isfinite().all()):
             step = self.progress.step
             raise UserError(f"a weight is not finite after step {step}; {self.kept()}")
-        if not self.world.is_main:
-            return
+        state = self.state(name)
+        if self.world.is_main:
+            self.writer.save(state, partial(self.write, name, ends))
+
+    def write(self, name: str, ends: int | None, state: dict[str, Any]) -> None:
+        """Bring a checkpoint to the disk, beside training; raises UserError where it cannot be."""
         self.log.sync()
+        keep = self.config.checkpoint.keep
+        save_checkpoint(self.folder / "checkpoints" / name, state, epoch=ends, keep=keep)
+
+    def state(self, name: str) -> dict[str, Any]:
+        """What a checkpoint holds, whole on any number of processes; best.pt: the network alone."""
+        weights, optimizer = whole_state(self.parallel, self.network, self.step.optimizer)
         state: dict[str, Any] = {
             "config": self.settings,
             "classes": self.dataset.train.classes,
             "images": self.images,
             "mean": self.step.mean.cpu(),
             "progress": asdict(self.progress),
-            "network": self.network.state_dict(),
+            "network": weights,
         }
         if name != "best.pt":
-            state["optimizer"] = self.step.optimizer.state_dict()
+            state["optimizer"] = optimizer
             state["scaler"] = self.step.scaler.state_dict()
-        if name == "last.pt":
-            keep_previous(self.folder / "checkpoints")
-        save_checkpoint(self.folder / "checkpoints" / name, state)
+        return state
 
-    def resume(self) -> None:
-        """Go back to the last checkpoint, if there is one; UserError if it is of another run."""
+    def resume(self) -> Path:
+        """Go back to the last checkpoint, if any, and return its path; UserError if not ours."""
         path, state = load_latest(self.folder / "checkpoints", self.note)
         if state is None:
-            return
+            return path
         refuse_changes(path, state["config"], self.settings)
-        same_mean = torch.equal(state["mean"], self.step.mean.cpu())
-        if state["images"] != self.images or not same_mean:
-            what = "images" if same_mean else "mean"
-            raise UserError(
-                f"{path} was trained with other {what} than {self.config.data.root} and "
-                f"data.mean={self.config.data.mean} give now: give name=... for a new run"
-            )
-        self.network.load_state_dict(state["network"])
-        self.step.optimizer.load_state_dict(state["optimizer"])
+        refuse_other_data(path, state, self.images, self.step.mean.cpu(), self.config.data)
+        parts = (self.parallel, self.network, self.step.optimizer)
+        load_whole_state(*parts, state["network"], state["optimizer"])
         self.step.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        return path

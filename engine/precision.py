@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from configs.errors import UserError
 
@@ -23,8 +25,12 @@ class Precision:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling for fp16; for the others it passes everything through."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+        """Loss scaling for fp16; for the others it passes everything through.
+
+        Processes skip a step together: each may hold gradients of its own, and one overflow.
+        """
+        scaler = ShardedGradScaler if dist.is_initialized() else torch.amp.GradScaler
+        return scaler(self.device.type, enabled=self.name == "fp16")
 
 
 def set_precision(name: str, device: torch.device) -> Precision:

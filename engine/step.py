@@ -28,6 +28,7 @@ class TrainingStep:
         self.network, self.optimizer, self.mean = network, optimizer, mean
         self.precision, self.micro_batch = precision, micro_batch
         self.scaler = precision.scaler()
+        self.replicas = [m for m in network.modules() if isinstance(m, DistributedDataParallel)]
         self.loss: Callable[..., Tensor] = torch.compile(self._loss) if compiled else self._loss
 
     def _loss(self, images: Tensor, colours: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
@@ -53,9 +54,8 @@ class TrainingStep:
         total = torch.zeros((), device=device)
         for first in range(0, size, self.micro_batch):
             rows = slice(first, first + self.micro_batch)
-            if isinstance(self.network, DistributedDataParallel):
-                # Gradients travel once, with the last round.
-                self.network.require_backward_grad_sync = rows.stop >= size
+            for replica in self.replicas:  # their gradients travel once, with the last round
+                replica.require_backward_grad_sync = rows.stop >= size
             loss = self.loss(images[rows], colours[rows], keys[rows], labels[rows])
             loss = loss * (self.micro_batch / size)
             self.scaler.scale(loss).backward()

@@ -31,6 +31,7 @@ def centre_errors(
     total = ErrorCounts()
     for batch in batches:
         assert isinstance(batch.images, Tensor)
+        world.watch.alive("a validation")
         scores = class_probabilities(network, batch.images, mean, precision).cpu()
         total += ErrorCounts.of(scores[~batch.replaced], batch.labels[~batch.replaced])
     return sum_errors(total, world)

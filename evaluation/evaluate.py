@@ -11,6 +11,7 @@ from configs.schema import EvalConfig
 from data.draws import Ints, centre_batches
 from data.index import ImageIndex
 from data.load import load
+from engine.watchdog import Watch
 from evaluation.parts import Parts
 from evaluation.viewer import Viewer
 
@@ -27,6 +28,7 @@ def score_images(
     mine: Ints,
     config: EvalConfig,
     on_event: Callable[[str], None],
+    watch: Watch,
 ) -> None:
     """Fill `parts` with the scores of chosen[mine], resized to `scale`.
 
@@ -49,6 +51,7 @@ def score_images(
                     bar.update()
 
         for positions, pixels in equal_sizes(images(), config.batch_size):
+            watch.alive(f"scale {scale}")
             scores = viewer.scores(pixels).numpy()
             for position, row in zip(positions, scores, strict=True):
                 parts.put(position, row)

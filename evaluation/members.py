@@ -13,11 +13,11 @@ from configs.schema import EvalConfig, TrainConfig
 from configs.store import from_dict
 from configs.validate import require, val_scale
 from data.draws import subset
-from data.index import ImageIndex, class_names, scan_folder
 from engine.checkpoint import load_checkpoint
 from engine.distributed import World
 from engine.precision import set_precision
 from evaluation.evaluate import score_images
+from evaluation.images import open_images
 from evaluation.parts import Parts
 from evaluation.predictions import (
     Floats,
@@ -37,6 +37,7 @@ class Member:
 
     predictions: Predictions
     scales: dict[int, Floats] = field(default_factory=dict)  # probabilities [N, K]
+    root: str | None = None  # the data set it was tested on
 
 
 def open_member(path: Path, config: EvalConfig, world: World, folder: Path) -> Member:
@@ -55,7 +56,8 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, world: World, folder: Pa
         min(scales) >= run.data.crop,
         f"scale {min(scales)} is smaller than the views of {run.data.crop} pixels",
     )
-    index = _open_index(config.data.root or run.data.root, state["classes"])
+    root = config.data.root or run.data.root
+    index = open_images(config, root, state["classes"])
     chosen = subset(len(index), config.subset)
     images = image_list(index, chosen)
     viewer = _build_viewer(config, state, run, scales, world)
@@ -65,25 +67,14 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, world: World, folder: Pa
         parts = Parts(folder / key, len(chosen), len(index.classes))
         mine = parts.pending(world.rank, world.size)
         if len(mine):
-            score_images(viewer, index, chosen, scale, parts, mine, config, print)
+            score_images(viewer, index, chosen, scale, parts, mine, config, print, world.watch)
         world.barrier()
         found[scale] = parts.read()
     weights = scale_weights(config.views, scales, run.data.crop, val_scale(run.data))
     scores = weighted_mean(list(found.values()), [float(weight) for weight in weights])
     if config.average == "logits":
         scores, found = _softmax(scores), {s: _softmax(part) for s, part in found.items()}
-    return Member(Predictions(scores, index.labels[chosen], index.classes, images), found)
-
-
-def _open_index(root: str, classes: list[str]) -> ImageIndex:
-    """The validation images; raises UserError unless they have the checkpoint's classes."""
-    found = class_names(root, "val")
-    require(
-        len(found) == len(classes),
-        f"{root} has {len(found)} validation classes but the checkpoint knows {len(classes)}: "
-        "give the data.root it was trained for",
-    )
-    return scan_folder(root, "val", classes=classes)
+    return Member(Predictions(scores, index.labels[chosen], index.classes, images), found, root)
 
 
 def _build_viewer(

@@ -79,6 +79,8 @@ def result_path(config: EvalConfig, paths: list[Path]) -> Path:
     folder = first.parent.parent if first.parent.name == "checkpoints" else first.parent
     how = [config.views, *(["square"] if config.square else []), *map(str, config.scales or [])]
     how += ["on-map"] if config.on_map else []
+    how += ["pictures"] if config.images is not None else []
+    how += ["test"] if config.split == "test" else []
     how += ["logits"] if config.average == "logits" else []
     how += [f"of-{config.subset}"] if config.subset else []
     how += [f"and-{len(paths) - 1}-more"] if len(paths) > 1 else []

@@ -42,7 +42,7 @@ class Head(nn.Module):
 class Network(nn.Module):
     """One of the paper's networks. Its parts can be used apart: head(spp(trunk(images)))."""
 
-    def __init__(self, trunk: nn.Sequential, spp: SpatialPyramidPooling, head: Head) -> None:
+    def __init__(self, trunk: nn.Module, spp: SpatialPyramidPooling, head: Head) -> None:
         super().__init__()
         self.trunk, self.spp, self.head = trunk, spp, head
 

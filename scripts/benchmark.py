@@ -19,8 +19,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 from configs.errors import one_sentence
 from configs.validate import PRECISIONS
-from scripts.benchmark_data import Load, measure_data, table
+from scripts.benchmark_data import Load, measure_data, sample, table
 from scripts.benchmark_dense import DenseLoad, dense_rows, dense_table
+from scripts.benchmark_index import index_rows, index_table, reading_rows
 from scripts.benchmark_train import TrainLoad, train_rows, train_table
 
 
@@ -38,16 +39,22 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
 
-def _show(arguments: argparse.Namespace, rows: list[dict[str, Any]], what: Any, text: str) -> None:
+def _show(
+    arguments: argparse.Namespace, rows: list[dict[str, Any]], what: Any, text: str, **more: Any
+) -> None:
     facts = {key: value for key, value in asdict(what).items() if key in ("threads", "device")}
-    print(json.dumps({**facts, "rows": rows}) if arguments.json else text)
+    print(json.dumps({**facts, "rows": rows, **more}) if arguments.json else text)
 
 
 def data(arguments: argparse.Namespace) -> None:
-    """Images per second of each way to load training crops."""
+    """Images per second of each way to load training crops; the list of images; reading them."""
     what = Load(**_options(arguments))
-    rows = measure_data(arguments.root, what)
-    _show(arguments, rows, what, table(rows, what))
+    with sample(arguments.root) as (folder, images):
+        rows = measure_data(folder, what)
+        reading = reading_rows(images, what.rounds)
+    index = index_rows(what.rounds)
+    text = f"{table(rows, what)}\n\n{index_table(index, reading)}"
+    _show(arguments, rows, what, text, index=index, reading=reading)
 
 
 def train(arguments: argparse.Namespace) -> None:

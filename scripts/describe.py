@@ -1,8 +1,11 @@
 """Layers, map sizes, multiply-adds, parameters and start deviations of an architecture.
 
-python scripts/describe.py model=C act=prelu [--json] [any key of train.py]
+python scripts/describe.py model=C act=prelu [--json] [--processes 8] [any key of train.py]
+
+--processes: also what each of so many processes sends in a step and keeps, for both `parallel=`.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -14,24 +17,38 @@ sys.path.insert(0, str(ROOT))
 from configs.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
+from configs.validate import validate
+from engine.costs import cost_table, costs
 from models.describe import describe, table
 
 
 def main(arguments: list[str]) -> None:
     """Print the description of the network that train.py would build with these arguments."""
-    overrides = [argument for argument in arguments if argument != "--json"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--processes", type=int, default=1, help="what this many send and keep")
+    options, overrides = parser.parse_known_args(arguments)
     with one_sentence(), refusing(ValueError):
         config = compose_config(overrides, TrainConfig)
+        config.parallel = "hybrid"  # so that what it needs is checked too
+        validate(config, options.processes)
         parts = (config.model, config.act, config.init)
         found = describe(*parts, config.data.num_classes or 1000, config.data.crop)
-    if "--json" in arguments:
-        print(json.dumps({"model": config.model.name, "crop": config.data.crop, **asdict(found)}))
-    else:
-        print(
-            f"model {config.model.name}, act {config.act.name}, init {config.init.name}, ", end=""
-        )
-        print(f"one {config.data.crop} x {config.data.crop} image")
-        print(table(found))
+    share = costs(found, options.processes, config.batch_size, config.precision)
+    if options.json:
+        values = {"model": config.model.name, "crop": config.data.crop, **asdict(found)}
+        if options.processes > 1:
+            values["parallel"] = [asdict(cost) for cost in share]
+        print(json.dumps(values))
+        return
+    names = f"model {config.model.name}, act {config.act.name}, init {config.init.name}"
+    print(f"{names}, one {config.data.crop} x {config.data.crop} image")
+    print(table(found))
+    if options.processes > 1:
+        print(f"{options.processes} processes, batch {config.batch_size}, {config.precision}:")
+        print(cost_table(share))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the tests share: configurations composed as train.py does, and the real programs run."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,30 @@ def command(small: Path, runs: Path) -> list[str]:
 def undisturbed(command: list[str], runs: Path) -> Path:
     run_program(*command, "name=undisturbed", "checkpoint.keep=1")
     return runs / "undisturbed"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def torchrun(processes: int, *arguments: str, check: bool = True) -> Any:
+    """Run `torchrun --nproc-per-node=PROCESSES ARGUMENTS`, on a port of its own."""
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    port = f"--master-port={free_port()}"
+    return run_program(*launch, port, *arguments, check=check, OMP_NUM_THREADS="1")
+
+
+@pytest.fixture(scope="session")
+def fifty(small: Path, runs: Path) -> list[str]:
+    """50 steps, at a small rate: a large one multiplies rounding differences step by step."""
+    more = ["epochs=4", "log_every=1", "checkpoint.every_steps=10", "schedule.rates=[1e-3,1e-4]"]
+    return ["train.py", *TINY, *more, "data=folder", f"data.root={small}", f"runs={runs}"]
+
+
+@pytest.fixture(scope="session")
+def two(fifty: list[str], runs: Path) -> Path:
+    """The 50 steps by two processes."""
+    torchrun(2, *fifty, "name=two")
+    return runs / "two"

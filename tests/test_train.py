@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -165,33 +164,6 @@ def test_a_finished_run_stays_as_it_is(command: list[str], undisturbed: Path) ->
     before = metrics(undisturbed)
     run_program(*command, "name=undisturbed", "checkpoint.keep=1")
     assert metrics(undisturbed) == before
-
-
-def test_accumulation_gives_the_same_losses(
-    command: list[str], runs: Path, undisturbed: Path
-) -> None:
-    run_program(*command, "name=accumulated", "micro_batch=4", "max_steps=7")
-    loss = metrics(runs / "accumulated")[0]["loss"]
-    assert loss == pytest.approx(metrics(undisturbed)[0]["loss"], rel=1e-5)
-
-
-def test_two_processes_give_the_same_losses_and_count_every_image_once(
-    command: list[str], runs: Path
-) -> None:
-    """At a small learning rate: a large one multiplies rounding differences step by step."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    rates = "schedule.rates=[1e-3,1e-4,1e-5]"
-    run_program(*command, "name=one", rates)
-    run_program(*launch, *command, "name=two", rates, OMP_NUM_THREADS="1")
-    for two, one in zip(metrics(runs / "two"), metrics(runs / "one"), strict=True):
-        assert (two["kind"], two["step"]) == (one["kind"], one["step"])
-        if two["kind"] == "train":
-            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        else:
-            assert two["images"] == 50
 
 
 def test_both_loaders_train_alike(command: list[str], runs: Path, undisturbed: Path) -> None:

@@ -1,0 +1,137 @@
+"""Model parallelism of the fc layers, for parallel=hybrid.
+
+The paper runs the convolutions data-parallel and lets the GPUs synchronise before fc1 (Sec. 3,
+after [15], "one weird trick"), whose fc layers then run on a single GPU. Here they are divided
+among all P processes, so that their weights, gradients and momentum are neither kept twice nor
+sent: for model C 252 of 331 million parameters. What travels instead are activations:
+
+    features  [b, F]     on each process, its rows of the batch
+    gathered  [B, F]     B = P b rows
+    fc1       [B, W1/P]  outputs divided (with their biases, slopes and dropout units)
+    fc2       [B, W2]    inputs divided: a partial sum; summed and divided again to [B, W2/P]
+    fc3       [B, K]     inputs divided: a partial sum; summed and given back by rows, [b, K]
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.distributed import World
+from models.network import Head
+
+# torch 2.14 has new names for these, 2.11 only the old ones.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def gather(part: Tensor, dim: int) -> Tensor:
+    """All processes' parts, joined along `dim` in order of rank."""
+    size = dist.get_world_size()
+    parts = part.new_empty(size * len(part), *part.shape[1:])
+    _all_gather(parts, part.contiguous())
+    return parts.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
+
+
+def scatter_sum(partial: Tensor, dim: int) -> Tensor:
+    """The sum of all processes' tensors, in fp32, of which each gets its part along `dim`."""
+    parts = partial.float().unflatten(dim, (dist.get_world_size(), -1)).movedim(dim, 0)
+    mine = parts.new_empty(parts.shape[1:])
+    _reduce_scatter(mine, parts.flatten(0, 1).contiguous())
+    return mine
+
+
+class Gather(torch.autograd.Function):
+    """gather, whose transpose is scatter_sum."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        return gather(part, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return scatter_sum(gradient, ctx.dim).to(gradient.dtype), None
+
+
+class ScatterSum(torch.autograd.Function):
+    """scatter_sum, whose transpose is gather."""
+
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, dim: int) -> Tensor:
+        ctx.dim, ctx.dtype = dim, partial.dtype
+        return scatter_sum(partial, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gather(gradient.to(ctx.dtype), ctx.dim), None
+
+
+# Along which dimension each parameter is divided. fc3.bias, a slope shared by a layer: not at all.
+_DIMS = {
+    **{"fc1.weight": 0, "fc1.bias": 0, "rect1.slopes": 0},
+    **{"fc2.weight": 1, "fc2.bias": 0, "rect2.slopes": 0},
+    **{"fc3.weight": 1},
+}
+
+
+class ShardedHead(Head):
+    """One process's part of a Head; the same modules and parameter names, and the same logits."""
+
+    def __init__(self, head: Head, world: World) -> None:
+        """Takes `head` to pieces: on the CPU, before the device has to hold all of it."""
+        nn.Module.__init__(self)
+        self.size = world.size
+        shapes = {name: parameter.shape for name, parameter in head.named_parameters()}
+        whole = {name for name, shape in shapes.items() if "slopes" in name and shape.numel() == 1}
+        self.dims = {n: dim for n, dim in _DIMS.items() if n in shapes and n not in whole}
+        self.fc1, self.rect1, self.drop1 = head.fc1, head.rect1, head.drop1
+        self.fc2, self.rect2, self.drop2 = head.fc2, head.rect2, head.drop2
+        self.fc3 = head.fc3
+        for name, dim in self.dims.items():
+            module, _, leaf = name.rpartition(".")
+            part = self.get_parameter(name).detach().chunk(self.size, dim)[world.rank]
+            setattr(self.get_submodule(module), leaf, nn.Parameter(part.clone()))
+        for drop in (self.drop1, self.drop2):
+            drop.units = drop.units.chunk(self.size)[world.rank].clone()
+
+    def forward(self, features: Tensor, keys: Tensor | None = None) -> Tensor:
+        """features [b, C * bins] -> logits [b, classes]; keys [b] as in Network.forward.
+
+        All processes call it together, each with as many rows.
+        """
+        keys = None if keys is None else gather(keys, 0)
+        x = Gather.apply(features, 0)
+        x = self.drop1(self.rect1(self.fc1(x)), keys)
+        x = ScatterSum.apply(F.linear(x, self.fc2.weight), 1) + self.fc2.bias
+        x = self.drop2(self.rect2(x), keys)
+        # Every process adds its share of the bias: its gradient is then that of the mean over all
+        # rows, the same everywhere, and nothing has to be sent.
+        return ScatterSum.apply(F.linear(x, self.fc3.weight, self.fc3.bias / self.size), 0)
+
+
+def gradients_of_all(head: nn.Module, world: World) -> None:
+    """Make the gradients of a ShardedHead those of the mean loss over all processes.
+
+    A part sees the rows of all processes, so that its gradient is the sum of their losses'; DDP
+    averages the trunk's. A slope shared by a whole layer sees only this process's units.
+    """
+    assert isinstance(head, ShardedHead)
+
+    def mean(gradient: Tensor) -> Tensor:
+        return gradient / world.size
+
+    def mean_of_parts(gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total / world.size
+
+    for name, parameter in head.named_parameters():
+        if name in head.dims:
+            parameter.register_hook(mean)
+        elif "slopes" in name:
+            parameter.register_hook(mean_of_parts)

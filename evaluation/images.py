@@ -1,0 +1,60 @@
+"""Which images eval.py looks at: of validation, the unlabelled ones, or a person's own."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import UserError
+from configs.schema import EvalConfig
+from configs.validate import require
+from data.folders import images_in, is_image
+from data.imagenet import DEVKIT, open_devkit
+from data.index import ImageIndex, class_names, scan_folder
+
+
+def open_images(config: EvalConfig, root: str, classes: list[str]) -> ImageIndex:
+    """The images that the configuration asks for; `classes` are those the network knows.
+
+    Raises UserError if there are none, or if the validation images have other classes.
+    """
+    if config.images is not None:
+        return _pictures(config.images, classes)
+    if config.split == "val":
+        found = class_names(root, "val")
+        require(
+            len(found) == len(classes),
+            f"{root} has {len(found)} validation classes but the checkpoint knows {len(classes)}: "
+            "give the data.root it was trained for",
+        )
+    if config.split == "test" and (folder := Path(root).expanduser().absolute() / "test").is_dir():
+        return _unlabelled(folder, classes)
+    return scan_folder(root, config.split, classes=classes)
+
+
+def _unlabelled(folder: Path, classes: list[str]) -> ImageIndex:
+    """The images in a folder, by name; as the official tar has them."""
+    names = images_in(folder)
+    require(len(names) > 0, f"{folder} has no image in it: test images lie there without folders")
+    return ImageIndex(classes, np.full(len(names), -1, np.int64), str(folder), names)
+
+
+def _pictures(given: str | list[str], classes: list[str]) -> ImageIndex:
+    """Image files, or the image files in folders, in the order given; their labels are -1."""
+    files: list[str] = []
+    for name in given if isinstance(given, list) else [given]:
+        path = Path(name).expanduser().absolute()
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        found = [str(file) for file in inside if is_image(os.fsencode(file.name))]
+        if not path.exists() or not found:
+            raise UserError(f"images={name} is no image file and no folder of some")
+        files += found
+    names = np.array([os.fsencode(file) for file in files], np.bytes_)
+    return ImageIndex(classes, np.full(len(files), -1, np.int64), "/", names)
+
+
+def class_words(root: str, classes: list[str]) -> list[str]:
+    """What people call the classes, if ImageNet's devkit lies in the data set; else their names."""
+    folder = Path(root).expanduser().absolute()
+    words = open_devkit(folder).words if (folder / DEVKIT).exists() else {}
+    return [words.get(name, name) for name in classes]

@@ -1,0 +1,69 @@
+"""What an evaluation ends with: errors, a file to submit, or guesses about single pictures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.pictures import Picture, draw_pictures
+from configs.errors import refusing
+from configs.schema import EvalConfig
+from configs.store import to_dict
+from evaluation.guesses import Guesses, as_json, guess, guess_table
+from evaluation.images import class_words, open_images
+from evaluation.members import Member
+from evaluation.predictions import Predictions
+from evaluation.result import count_all, error_table, result_of
+from evaluation.submission import submission, write_submission
+
+_SHOWN = 24  # pictures in a figure
+
+
+@dataclass
+class Outcome:
+    """What is printed, the content of the result file, and what else there is to write."""
+
+    text: str
+    result: dict[str, Any]
+    submission: str | None = None
+    title: str = ""
+    pictures: list[Picture] = field(default_factory=list)
+
+    def write_others(self, result_file: Path) -> list[Path]:
+        """Write what goes beside the result file; raises UserError where it cannot be written."""
+        written = []
+        if self.submission is not None:
+            written.append(result_file.with_suffix(".txt"))
+            write_submission(written[-1], self.submission)
+        if self.pictures:
+            written.append(result_file.with_suffix(".png"))
+            with refusing(OSError, what=f"could not write {written[-1]}"):
+                draw_pictures(self.pictures, written[-1], self.title)
+        return written
+
+
+def outcome(config: EvalConfig, members: dict[str, Member], combined: Predictions) -> Outcome:
+    """What the combined predictions say. Raises UserError where they cannot say it."""
+    if config.images is None and config.split == "val":
+        errors = count_all(members, combined, config.weights)
+        table = error_table(errors, len(combined.classes))
+        return Outcome(table, result_of(config, list(members), errors, combined))
+    root = next(member.root for member in members.values() if member.root is not None)
+    facts = {"views": config.views, "images": len(combined.scores), "checkpoints": list(members)}
+    if config.images is None:
+        lines = submission(combined, root)
+        result = {**facts, "config": to_dict(config)}
+        text = f"{len(combined.scores)} test images: five classes for each, as ILSVRC2012_ID"
+        return Outcome(text, result, submission=lines)
+    index = open_images(config, root, combined.classes)
+    found = guess(combined, index, class_words(root, combined.classes))
+    result = {**facts, "images": len(found), "pictures": as_json(found), "config": to_dict(config)}
+    title = f"Five most probable classes, {', '.join(members)}, views={config.views}"
+    if len(found) > _SHOWN:
+        title += f" (the first {_SHOWN} of {len(found)} pictures)"
+    shown = [_picture(one) for one in found[:_SHOWN]]
+    return Outcome(guess_table(found), result, title=title, pictures=shown)
+
+
+def _picture(one: Guesses) -> Picture:
+    guesses = list(zip(one.words, one.probabilities, strict=True))
+    return Picture(Path(one.image).read_bytes(), one.truth_words, guesses)

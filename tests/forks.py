@@ -1,0 +1,132 @@
+"""Real programs without the seconds that importing torch takes: a process that forks itself.
+
+`python tests/forks.py` imports train.py, then for each line of JSON on its input forks a child that
+runs train.py as a person would have started it, in a process group of its own.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Forks:
+    """One program at a time."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        command = [sys.executable, str(Path(__file__).resolve())]
+        self.server = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def _answer(self) -> int:
+        assert self.server.stdout
+        return int(self.server.stdout.readline())
+
+    def start(self, arguments: list[str], output: Path, slow: float = 0) -> int:
+        """Start `python ARGUMENTS` with its output in a file; torch.save takes `slow` seconds more.
+
+        Returns the process's number.
+        """
+        assert self.server.stdin
+        output.write_text("")
+        self.output = output
+        request = {"arguments": arguments, "output": str(output), "slow": slow}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        self.pid = self._answer()
+        return self.pid
+
+    def wait(self) -> int:
+        """The exit status, or minus the number of the signal that ended the program."""
+        return self._answer()
+
+    def run(self, arguments: list[str], output: Path, slow: float = 0) -> str:
+        """Run to the end, which must be a good one; returns what was printed."""
+        self.start(arguments, output, slow)
+        status = self.wait()
+        assert status == 0, output.read_text()
+        return output.read_text()
+
+    def alive(self) -> bool:
+        """Whether the program is still there, if only as a process that waits to be buried."""
+        state = Path(f"/proc/{self.pid}/stat")
+        try:
+            return state.read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for a moment of the program, which must still be there then."""
+        while self.alive() and not reached():
+            time.sleep(0.0005)
+        assert self.alive(), f"over too early:\n{self.output.read_text()}"
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the program and its children; False if it is over."""
+        if self.alive():
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+                return True
+        return False
+
+    def close(self) -> None:
+        if self.pid:
+            self.signal(signal.SIGKILL)
+        assert self.server.stdin
+        self.server.stdin.close()
+        self.server.wait()
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Be the program that was asked for."""
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if request["slow"]:
+        import torch
+
+        save = torch.save
+
+        def slow_save(*arguments: Any) -> None:
+            time.sleep(request["slow"])
+            save(*arguments)
+
+        torch.save = slow_save
+    sys.argv = request["arguments"]
+    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+
+
+def _serve() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.path.insert(0, str(ROOT))
+    for name in ("train", "data.dali", "nvidia.dali.fn", "torchvision.utils", "torch._dynamo"):
+        importlib.import_module(name)  # also what is otherwise imported when it is needed
+
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _become(json.loads(line))
+            sys.exit()
+        with suppress(PermissionError):  # the child was faster
+            os.setpgid(pid, pid)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

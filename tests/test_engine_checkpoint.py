@@ -1,0 +1,257 @@
+"""Writing checkpoints beside training, and being cut at any point of it."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import engine.checkpoint
+from configs.errors import UserError
+from engine.checkpoint import load_checkpoint, load_latest, save_checkpoint, use_previous
+from engine.distributed import World
+from engine.loop import Trainer
+from engine.run_folder import open_run
+from engine.stopping import Stopped
+from engine.writer import BackgroundWriter
+from tests.conftest import SHORT, composed
+from tests.test_train import same_tensors
+from train import build
+
+
+def train(small: Path, folder: Path, *more: str, write: Callable[[Trainer, str], None]) -> Trainer:
+    """A run of 25 steps in this process; `write` is called before each write, in its thread."""
+    data = ["data=folder", f"data.root={small}", f"name={folder.name}", f"runs={folder.parent}"]
+    config = composed(*SHORT, *data, *more)
+    world = World(0, 1, torch.device("cpu"))
+    trainer = build(config, world, folder)
+    real = trainer.write
+
+    def observed(name: str, ends: int | None, state: dict[str, Any]) -> None:
+        write(trainer, name)
+        real(name, ends, state)
+        number = len(list(folder.glob("seen-*")))
+        os.link(folder / "checkpoints" / name, folder / f"seen-{number:02d}-{name}")
+
+    trainer.write = observed  # type: ignore[method-assign]
+    with open_run(folder, trainer.settings, world):
+        trainer.fit()
+    return trainer
+
+
+def seen(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All checkpoints that a run has written, in order, without what names the run."""
+    found = []
+    for path in sorted(folder.glob("seen-*")):
+        state = load_checkpoint(path)
+        del state["config"]
+        found.append((path.name, state))
+    return found
+
+
+def test_a_checkpoint_is_of_its_step_though_training_has_gone_on(
+    small: Path, tmp_path: Path
+) -> None:
+    """Against the same run with a loop that waits for each write."""
+    ahead: list[int] = []
+
+    def slowly(trainer: Trainer, name: str) -> None:
+        """Within an epoch, do not write before two more steps are done."""
+        step = trainer.progress.step
+        end = time.monotonic() + 20
+        while step in (3, 6, 9, 18) and trainer.progress.step < step + 2:
+            assert time.monotonic() < end, "training waits for the write"
+            time.sleep(0.001)
+        ahead.append(trainer.progress.step - step)
+
+    more = ["checkpoint.every_steps=3", "checkpoint.keep=1"]
+    train(small, tmp_path / "beside", *more, write=slowly)
+    threads: set[int] = set()
+    more.append("checkpoint.asynchronous=false")
+    train(small, tmp_path / "sync", *more, write=lambda *_: threads.add(threading.get_ident()))
+    assert threads == {threading.get_ident()}
+    assert sum(steps >= 2 for steps in ahead) == 4
+    ours, expected = seen(tmp_path / "beside"), seen(tmp_path / "sync")
+    assert len(ours) >= 12
+    assert [name for name, _ in ours] == [name for name, _ in expected]
+    for (name, state), (_, other) in zip(ours, expected, strict=True):
+        assert state.keys() == other.keys()
+        for part in state:
+            assert same_tensors(state[part], other[part]), (name, part)
+    files = [sorted(os.listdir(tmp_path / run / "checkpoints")) for run in ("beside", "sync")]
+    assert files[0] == files[1] == ["best.pt", "epoch-001.pt", "last.pt", "previous.pt"]
+
+
+def test_a_failed_write_ends_the_run_at_the_next_metrics_line(small: Path, tmp_path: Path) -> None:
+    """And with its own sentence, though at that time nothing was to be saved."""
+    steps: list[int] = []
+
+    def full(trainer: Trainer, name: str) -> None:
+        steps.append(trainer.progress.step)
+        raise UserError(f"could not write {name} (No space left on device)")
+
+    more = ["checkpoint.every_steps=5", "log_every=1", "epochs=4"]
+    with pytest.raises(UserError, match=r"could not write last.pt \(No space") as error:
+        train(small, tmp_path / "full", *more, write=full)
+    assert not isinstance(error.value, Stopped)
+    assert len(steps) == 1
+    lines = (tmp_path / "full" / "metrics.jsonl").read_text().count("\n")
+    assert lines < 10
+
+
+def test_each_save_waits_for_the_one_before() -> None:
+    """There is one copy in memory; what is written is what was given, in the order given."""
+    go, weights = threading.Event(), torch.zeros(3)
+    written: list[list[float]] = []
+
+    def write(state: dict[str, Any]) -> None:
+        go.wait(10)
+        written.append(state["w"][0].tolist())
+
+    with BackgroundWriter() as writer:
+        writer.save({"w": [weights]}, write)
+        weights += 1
+        saving = threading.Thread(target=partial(writer.save, {"w": [weights]}, write))
+        saving.start()
+        saving.join(0.2)
+        assert saving.is_alive()
+        assert written == []
+        go.set()
+        saving.join()
+        weights += 1
+    assert written == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_the_copy_keeps_layouts_and_its_memory() -> None:
+    image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    states: list[dict[str, Any]] = []
+    with BackgroundWriter() as writer:
+        for _ in range(2):
+            writer.save({"a": {0: image, 1: "text"}, "b": [image.half(), 2.5]}, states.append)
+    first, second = states
+    assert second["a"][0].stride() == image.stride()
+    assert torch.equal(second["a"][0], image)
+    assert second["b"][0].dtype == torch.float16
+    assert (second["a"][1], second["b"][1]) == ("text", 2.5)
+    assert first["a"][0].data_ptr() == second["a"][0].data_ptr() != image.data_ptr()
+
+
+def leave(how: str, error: UserError | None = None) -> None:
+    """A writer whose write fails, left in one of the ways there are."""
+
+    def fail(state: dict[str, Any]) -> None:
+        raise UserError("the disk is full")
+
+    with BackgroundWriter() as writer:
+        writer.save({}, fail)
+        if how == "save":
+            writer.save({}, fail)
+        while how == "check":
+            writer.check()
+        if error:
+            raise error
+
+
+@pytest.mark.parametrize("how", ["save", "check", "at the end"])
+def test_a_failed_write_is_told_however_a_run_ends(how: str) -> None:
+    with pytest.raises(UserError, match=r"^the disk is full$"):
+        leave(how)
+    with pytest.raises(UserError, match=r"^the loss became nan; the disk is full$"):
+        leave("", UserError("the loss became nan"))
+
+
+class CutError(BaseException):
+    """The end of the process: nothing of ours catches it."""
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """End at the `at`-th of the calls that change what is on the disk, instead of doing it."""
+    calls = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*arguments: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise CutError
+            return call(*arguments, **more)
+
+        return instead
+
+    for name in ("fsync", "link", "replace", "unlink"):
+        monkeypatch.setattr(engine.checkpoint.os, name, counted(getattr(os, name)))
+    monkeypatch.setattr(engine.checkpoint.torch, "save", counted(torch.save))
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "weights": torch.full((1000,), float(step))}
+
+
+def step_of(path: Path) -> int:
+    found = load_checkpoint(path)
+    assert same_tensors(found["weights"], state(found["step"])["weights"])
+    return found["step"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_cut_at_any_call(tmp_path: Path, damaged: bool) -> None:
+    """Steps 1 to 4 are saved, epoch 2 ends with step 4; then step 5 ends epoch 3, and is cut.
+
+    Whatever the call: a whole last.pt of step 4 or 5 is found, the one before as well, the epoch
+    is there if its step is, and the same save again comes to the end of an undisturbed one.
+    """
+    cuts = 0
+    for at in range(1, 100):
+        folder = tmp_path / f"{at}"
+        folder.mkdir()
+        for step in (1, 2, 3):
+            save_checkpoint(folder / "last.pt", state(step))
+        save_checkpoint(folder / "last.pt", state(4), epoch=2, keep=1)
+        known = 4
+        if damaged:
+            (folder / "last.pt").unlink()
+            (folder / "last.pt").write_bytes(b"not a checkpoint")
+            known = 3
+        with pytest.MonkeyPatch.context() as patched:
+            cut(patched, at)
+            try:
+                use_previous(load_latest(folder, print)[0])
+                save_checkpoint(folder / "last.pt", state(5), epoch=3, keep=1)
+            except CutError:
+                cuts += 1
+        _, found = load_latest(folder, print)
+        assert found
+        assert found["step"] in (known, 5)
+        assert step_of(folder / "previous.pt") in (3, known)
+        assert (folder / "epoch-003.pt").exists() or found["step"] != 5
+        use_previous(load_latest(folder, print)[0])
+        save_checkpoint(folder / "last.pt", state(5), epoch=3, keep=1)
+        assert step_of(folder / "last.pt") == step_of(folder / "epoch-003.pt") == 5
+        assert sorted(os.listdir(folder)) == ["epoch-003.pt", "last.pt", "previous.pt"]
+        if cuts < at:
+            break
+    assert cuts >= 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_copy_from_a_gpu_is_of_its_time() -> None:
+    """Weights change at once after each save; the work that makes them lasts longer than that."""
+    weights = torch.zeros(64, 1024, 1024, device="cuda")
+    matrix = torch.randn(4096, 4096, device="cuda")
+    found: list[Tensor] = []
+    with BackgroundWriter() as writer:
+        for number in range(4):
+            for _ in range(20):
+                matrix = (matrix @ matrix).clamp(-1, 1)
+            weights.fill_(number)
+            writer.save({"w": weights}, lambda state: found.append(state["w"].clone()))
+            weights.fill_(-1)
+    assert [tensor.unique().tolist() for tensor in found] == [[0], [1], [2], [3]]
+    assert all(not tensor.is_cuda for tensor in found)

@@ -1,0 +1,119 @@
+"""The real eval.py on images without labels: the test set, and a person's own pictures."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.predictions import load_predictions
+from tests.conftest import TINY, run_program
+from tests.tars import DEVKIT, TEST, Official, extract, unpack, write_official
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
+    return write_official(tmp_path_factory.mktemp("official") / "tars")
+
+
+@pytest.fixture(scope="module")
+def trained(official: Official, runs: Path) -> str:
+    """A network of the 20 classes of the tars, with decided opinions."""
+    data = ["data=folder", f"data.root={official.root}", f"runs={runs}", "name=on-tars"]
+    run_program("train.py", *TINY, *data, "max_steps=2")
+    path = runs / "on-tars" / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    state["network"]["head.fc3.weight"].normal_(0, 1, generator=torch.Generator().manual_seed(0))
+    torch.save(state, path)
+    return str(path)
+
+
+def lines_of(scores: np.ndarray, official: Official) -> list[list[int]]:
+    """What a submission must say, the slow way: by the names of classes."""
+    found = []
+    for row in scores.tolist():
+        best = sorted(range(len(row)), key=lambda label: (-row[label], label))[:5]
+        found.append([official.wnids.index(official.classes[label]) + 1 for label in best])
+    return found
+
+
+def test_a_submission_has_five_ids_for_each_test_image_in_order(
+    trained: str, official: Official, tmp_path: Path
+) -> None:
+    """The test images in their tar, and in a folder."""
+    (tmp_path / "folders" / "test").mkdir(parents=True)
+    extract(official.root / TEST, tmp_path / "folders")
+    os.link(official.root / DEVKIT, tmp_path / "folders" / DEVKIT)
+    written = []
+    for root in (official.root, tmp_path / "folders"):
+        out, saved = tmp_path / "submission.json", tmp_path / "scores.npz"
+        arguments = [f"checkpoint={trained}", "split=test", f"data.root={root}", "views=ten"]
+        run_program("eval.py", *arguments, f"out={out}", f"save_predictions={saved}")
+        rows = (tmp_path / "submission.txt").read_text().splitlines()
+        written.append([[int(number) for number in row.split(" ")] for row in rows])
+        assert len(rows) == len(official.test) == json.loads(out.read_text())["images"]
+        scores = load_predictions(saved).scores
+        # Saved in half precision: order may change where probabilities are that close.
+        gaps = -np.diff(np.sort(np.log(scores + 1e-9))[:, ::-1])[:, :5]
+        clear = gaps.min(axis=1) > 1e-3
+        expected = lines_of(scores, official)
+        assert clear.any()
+        assert all(written[-1][i] == expected[i] for i in range(len(expected)) if clear[i])
+    assert written[0] == written[1]
+
+
+def test_a_submission_needs_the_devkit(trained: str, official: Official, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    extract(official.root / TEST, tmp_path)
+    arguments = ["eval.py", f"checkpoint={trained}", "split=test", f"data.root={tmp_path}"]
+    done = run_program(*arguments, f"out={tmp_path / 'a.json'}", check=False)
+    assert done.returncode == 1
+    assert DEVKIT in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "a.json").exists()
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_pictures_are_named_as_the_same_images_of_the_data_set_are(
+    trained: str, official: Official, tmp_path: Path
+) -> None:
+    folder = unpack(official, tmp_path / "folders") / "val"
+    name = official.classes[3]
+    pictures = sorted((folder / name).iterdir())
+    other = tmp_path / "my picture.png"  # its class is not known
+    Image.effect_noise((90, 70), 50).save(other)
+    out = tmp_path / "named.json"
+    images = f"images=[{folder / name},'{other}']"
+    common = [f"checkpoint={trained}", "views=centre"]
+    done = run_program("eval.py", *common, images, f"out={out}")
+    rows = json.loads(out.read_text())["pictures"]
+    assert [row["image"] for row in rows] == [*map(str, pictures), str(other)]
+    assert [row["truth"] for row in rows] == [name, name, None]
+    assert rows[0]["truth_words"].startswith(f"{name} fish, Piscis")
+    assert rows[0]["truth_words"] in done.stdout
+    saved = tmp_path / "all.npz"
+    run_program("eval.py", *common, f"out={tmp_path / 'all.json'}", f"save_predictions={saved}")
+    scores = load_predictions(saved).scores[6:8]  # two images a class, in order of class
+    for row, expected in zip(rows, scores, strict=False):
+        assert row["probabilities"] == pytest.approx(np.sort(expected)[::-1][:5], rel=2e-3)
+        assert row["classes"][0] == official.classes[int(expected.argmax())]
+    with Image.open(tmp_path / "named.png") as figure:
+        assert figure.width > 600
+        assert np.asarray(figure.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("images=/nowhere/a.jpg", "images=/nowhere/a.jpg is no image file"),
+        ("images=[]", "images=[] names no image"),
+        ("split=train", "split=train is unknown"),
+    ],
+)
+def test_refusals(trained: str, argument: str, sentence: str) -> None:
+    done = run_program("eval.py", f"checkpoint={trained}", argument, check=False)
+    assert done.returncode == 1
+    assert sentence in done.stderr
