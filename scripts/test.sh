@@ -6,4 +6,4 @@ source "$(dirname "$0")/setup.sh"
 ruff format --check .
 ruff check .
 mypy
-pytest -q "$@"
+pytest -q --numprocesses=2 --dist=loadfile "$@"
