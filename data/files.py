@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from configs.errors import UserError
+from data.draws import Ints
+from data.geometry import view
 from data.index import ImageIndex
 
 T = TypeVar("T")
@@ -118,6 +121,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same
     return image.convert("RGB")
+
+
+def show(
+    data: bytes, scale: int, place: Ints, flip: bool, crop: int | None
+) -> npt.NDArray[np.uint8]:
+    """Decode a file and show it as drawn: uint8 [crop, crop, 3], or [h, w, 3] if crop=None.
+
+    Raises BadImage.
+    """
+    image = decode_rgb(data)
+    shown = view(image.height, image.width, scale, place, crop)
+    (top, left), (bottom, right), (height, width) = shown.start, shown.end, shown.size
+    resized = image.resize(
+        (width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+    )
+    pixels = np.asarray(resized)
+    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

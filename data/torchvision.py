@@ -15,35 +15,15 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import UserError
 from configs.schema import LoaderConfig
 from data.batch import Batch, make_batch
-from data.draws import Draws, Ints
-from data.files import Replaced, Replacements, decode_rgb, find_image
-from data.geometry import view
+from data.draws import Draws
+from data.files import Replaced, Replacements, find_image, show
 from data.index import ImageIndex
-
-
-def show(
-    data: bytes, scale: int, place: Ints, flip: bool, crop: int | None
-) -> npt.NDArray[np.uint8]:
-    """Decode a file and show it as drawn: uint8 [crop, crop, 3], or [h, w, 3] if crop=None.
-
-    Raises BadImage.
-    """
-    image = decode_rgb(data)
-    shown = view(image.height, image.width, scale, place, crop)
-    (top, left), (bottom, right), (height, width) = shown.start, shown.end, shown.size
-    resized = image.resize(
-        (width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
-    )
-    pixels = np.asarray(resized)
-    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
 
 
 @dataclass

@@ -1,8 +1,6 @@
 """Checkpoints: written whole or not at all, and read back with suspicion."""
 
-import os
 import pickle
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
+from engine.atomic import link, write_atomically
 
 if TYPE_CHECKING:
     from configs.schema import DataConfig
@@ -27,39 +26,6 @@ _UNREADABLE = (
 
 class DamagedError(UserError):
     """A file that is there and cannot be read."""
-
-
-def write_atomically(
-    path: Path, write: Any, *, keep_as: Path | None = None, also: Path | None = None
-) -> None:
-    """Call write(file) on a temporary file beside `path`, then put it in the place of `path`.
-
-    A reader, or a process killed at any moment, finds the old file or the new one, never a part.
-    If given, `also` is a second name of the new file, there before it is at `path`, and `keep_as`
-    one of the old file, which takes it only once the new file is whole. Raises UserError, with the
-    old file untouched, where the disk refuses (full, read-only).
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if also:
-            _link(temporary, also)
-        if keep_as and path.exists():
-            _link(path, keep_as)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"could not write {path} ({error}); what was there before is kept"
-        ) from error
 
 
 def save_checkpoint(
@@ -142,16 +108,4 @@ def use_previous(origin: Path) -> None:
     Else the next save would keep the damaged one as previous.pt.
     """
     if origin.name == "previous.pt":
-        _link(origin, origin.with_name("last.pt"))
-
-
-def _link(path: Path, name: Path) -> None:
-    """Give a file a second name, atomically: files here are replaced, never rewritten."""
-    temporary = name.with_name(f".{name.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
-    temporary.unlink(missing_ok=True)  # replacing one name of a file by another does nothing
+        link(origin, origin.with_name("last.pt"))

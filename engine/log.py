@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from configs.errors import refusing
-from engine.checkpoint import write_atomically
+from engine.atomic import write_atomically
 from engine.parallel import Parallel
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from configs.errors import UserError
 from configs.store import flatten, read_yaml
-from engine.checkpoint import write_atomically
+from engine.atomic import write_atomically
 from engine.distributed import World
 
 # Keys that may change between the sessions of one run: they do not change what is computed, but

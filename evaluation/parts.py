@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.draws import Ints
-from engine.checkpoint import write_atomically
+from engine.atomic import write_atomically
 from evaluation.predictions import Floats
 
 PART = 1024  # images

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from configs.errors import UserError
 from data.draws import Ints
 from data.index import ImageIndex
-from engine.checkpoint import write_atomically
+from engine.atomic import write_atomically
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,7 +12,7 @@ from configs.errors import UserError
 from configs.schema import EvalConfig
 from configs.store import to_dict
 from data.draws import Ints
-from engine.checkpoint import write_atomically
+from engine.atomic import write_atomically
 from evaluation.errors import ErrorCounts
 from evaluation.members import Member
 from evaluation.predictions import Floats, Predictions, weighted_mean

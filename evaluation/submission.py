@@ -7,7 +7,7 @@ import numpy as np
 from configs.errors import UserError
 from data.draws import Ints
 from data.imagenet import open_devkit
-from engine.checkpoint import write_atomically
+from engine.atomic import write_atomically
 from evaluation.predictions import Predictions
 
 

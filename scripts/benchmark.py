@@ -3,6 +3,7 @@
 python scripts/benchmark.py data [--json] [--root FOLDER] [--images N] [--rounds N] [--threads N]
 python scripts/benchmark.py train [--json] [--model A] [--batch N] [--precision bf16] [--compile]
 python scripts/benchmark.py dense [--json] [--model A] [--scales 256 384 480] [--precision bf16]
+python scripts/benchmark.py checkpoint [--json] [--model C] [--batch N] [--crop N] [--folder FOLDER]
 """
 
 import argparse
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 from configs.errors import one_sentence
 from configs.validate import PRECISIONS
+from scripts.benchmark_checkpoint import CheckpointLoad, checkpoint_rows, checkpoint_table
 from scripts.benchmark_data import Load, measure_data, sample, table
 from scripts.benchmark_dense import DenseLoad, dense_rows, dense_table
 from scripts.benchmark_index import index_rows, index_table, reading_rows
@@ -71,10 +73,17 @@ def dense(arguments: argparse.Namespace) -> None:
     _show(arguments, rows, what, dense_table(rows, what))
 
 
+def checkpoint(arguments: argparse.Namespace) -> None:
+    """Seconds of training that a checkpoint costs."""
+    what = CheckpointLoad(**_options(arguments))
+    rows = checkpoint_rows(what)
+    _show(arguments, rows, what, checkpoint_table(rows, what))
+
+
 def main() -> None:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    what = parser.add_subparsers(required=True, metavar="data|train|dense")
+    what = parser.add_subparsers(required=True, metavar="data|train|dense|checkpoint")
     loading = what.add_parser("data", help="loading and decoding training crops")
     loading.set_defaults(run=data)
     loading.add_argument("--root", type=Path, help="a data set; default: a generated one")
@@ -92,9 +101,14 @@ def main() -> None:
     testing.set_defaults(run=dense)
     testing.add_argument("--scales", type=_positive, nargs="+", help="default: 256 384 480")
     testing.add_argument("--images", type=_positive, help="in a batch; default: 1")
-    for both in (training, testing):
-        both.add_argument("--model", help="default: small14 (train), A (dense)")
-        both.add_argument("--crop", type=_positive, help="default: 224")
+    saving = what.add_parser("checkpoint", help="training time lost for a checkpoint")
+    saving.set_defaults(run=checkpoint)
+    saving.add_argument("--batch", type=_positive, help="images a step; default: 1")
+    saving.add_argument("--steps", type=_positive, help="of a stretch, at least; default: 10")
+    saving.add_argument("--folder", type=Path, help="where to write; default: the temporary one")
+    for both in (training, testing, saving):
+        both.add_argument("--model", help="default: small14 (train), A (dense), C (checkpoint)")
+        both.add_argument("--crop", type=_positive, help="default: 224, or 64 (checkpoint)")
         both.add_argument("--precision", choices=PRECISIONS, help="default: fp32")
         both.add_argument("--rounds", type=_positive, help="the best one counts")
         both.add_argument("--device", choices=["cpu", "cuda"], help="default: what there is")

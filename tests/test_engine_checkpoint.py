@@ -1,5 +1,6 @@
 """Writing checkpoints beside training, and being cut at any point of it."""
 
+import json
 import os
 import threading
 import time
@@ -20,9 +21,12 @@ from engine.loop import Trainer
 from engine.run_folder import open_run
 from engine.stopping import Stopped
 from engine.writer import BackgroundWriter
-from tests.conftest import SHORT, composed
+from tests.conftest import SHORT, composed, run_program
 from tests.test_train import same_tensors
 from train import build
+
+# last.pt of small14 with 1000 classes: weights (Table 1's, 7 fc widths) and momentum, 4 bytes each.
+GIGABYTES = 8 * 75e6 / 1e9
 
 
 def train(small: Path, folder: Path, *more: str, write: Callable[[Trainer, str], None]) -> Trainer:
@@ -185,7 +189,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         return instead
 
     for name in ("fsync", "link", "replace", "unlink"):
-        monkeypatch.setattr(engine.checkpoint.os, name, counted(getattr(os, name)))
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
     monkeypatch.setattr(engine.checkpoint.torch, "save", counted(torch.save))
 
 
@@ -237,6 +241,21 @@ def test_cut_at_any_call(tmp_path: Path, damaged: bool) -> None:
         if cuts < at:
             break
     assert cuts >= 8
+
+
+def test_the_benchmark_measures_both_ways(tmp_path: Path) -> None:
+    few = ["--model=small14", "--steps=1", "--rounds=1", f"--folder={tmp_path}"]
+    found = json.loads(run_program("scripts/benchmark.py", "checkpoint", "--json", *few).stdout)
+    assert [row["path"] for row in found["rows"]] == ["sync", "async"]
+    for row in found["rows"]:
+        assert row["model"] == "small14"
+        assert row["gigabytes"] == pytest.approx(GIGABYTES, rel=0.01)
+        assert 0 < row["seconds_held"] <= row["seconds_to_disk"]
+        assert isinstance(row["seconds_lost"], float)
+    sync, beside = found["rows"]
+    assert sync["seconds_held"] == pytest.approx(sync["seconds_to_disk"], rel=0.1)
+    assert beside["seconds_held"] < beside["seconds_to_disk"] / 2
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu

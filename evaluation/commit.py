@@ -1,0 +1,16 @@
+"""Which version of the project this is."""
+
+import subprocess
+from pathlib import Path
+
+
+def commit() -> str | None:
+    """Git's name of the checked out commit, `-dirty` if files differ; None where git cannot tell."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
