@@ -61,7 +61,7 @@ class DataConfig:
     """A data set and the views that training and validation take of it (Sec. 3)."""
 
     name: str = MISSING
-    root: str = MISSING  # folder with train/<class>/* and val/<class>/*
+    root: str = MISSING  # folder with train/<class>/* and val/<class>/*, or the official tars
     num_classes: int | None = None  # None: as many as train/ has folders
     crop: int = 224  # side of the training crop, pixels
     scale: Any = "${model.scale}"  # shorter side in training: a number, or [low, high] inclusive

@@ -5,7 +5,7 @@ as validation sees them: resized so that the shorter side is 256 for a crop of 2
 proportion), centre crop. Caffe's is of 256 x 256 images, and cropped along with the image.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.errors import UserError
-from data.batch import Batch
-
-# Mean RGB of the ImageNet training set, grey levels, as Caffe distributes it.
-CHANNEL_MEAN = (122.679, 116.669, 104.007)
+from data.facts import CHANNEL_MEAN
 
 
 def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor:
     """The mean that data.mean names, float32 RGB grey levels.
 
-    `channel`: one colour, [1, 1, 3]. Otherwise the .npy file that scripts/compute_mean.py wrote:
+    `channel`: one colour, [1, 1, 3]. Otherwise a .npy file of `scripts/prepare_imagenet.py mean`:
     [S, S, 3]. Raises UserError if there is no such file or it holds no mean image.
     """
     if spec == "channel":
         return torch.tensor(channel_mean, dtype=torch.float32).reshape(1, 1, 3)
-    hint = "make it with scripts/compute_mean.py, or type data.mean=channel"
+    hint = "make it with `scripts/prepare_imagenet.py mean`, or type data.mean=channel"
     path = Path(spec).expanduser()
     if not path.is_file():
         raise UserError(f"no mean image at data.mean={spec}: {hint}")
@@ -56,22 +53,3 @@ def warp_mean(mean: Tensor, height: int, width: int) -> Tensor:
     planes = mean.permute(2, 0, 1)[None]
     warped = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
     return warped[0].permute(1, 2, 0).contiguous()
-
-
-def mean_image(batches: Iterable[Batch]) -> Tensor:
-    """Mean [S, S, 3], float32 grey levels, of the crops in `batches`, each of B images of one size.
-
-    An image shown in place of an unreadable one is left out: it has its own turn. Sums are
-    integers, so that the result does not depend on how images were put into batches. Raises
-    UserError if no image is left.
-    """
-    total: Tensor | int = 0
-    count = 0
-    for batch in batches:
-        assert isinstance(batch.images, Tensor)
-        images = batch.images[(~batch.replaced).to(batch.images.device)]
-        total = total + images.sum(0, dtype=torch.int64).cpu()
-        count += len(images)
-    if not isinstance(total, Tensor) or not count:
-        raise UserError("there is no image to take the mean of")
-    return (total.double() / count).float()

@@ -1,0 +1,176 @@
+"""prepare_imagenet.py check: what is whole passes, and all that is wrong is named."""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from data.facts import ILSVRC2012, read_facts
+from tests.preparing import prepare, refused, tree, write_facts, wrong
+from tests.tars import DEVKIT, TEST, TRAIN, VAL, Official, nested, tar_of, unpack, write_official
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Official:
+    return write_official(tmp_path / "official", picture=lambda seed: b"%d" % seed * (100 + seed))
+
+
+@pytest.fixture
+def facts(official: Official, tmp_path: Path) -> Path:
+    return write_facts(official, tmp_path / "facts.json")
+
+
+def test_a_whole_set(official: Official, facts: Path) -> None:
+    before = tree(official.root)
+    done = prepare("check", official.root, "--facts", facts)
+    assert wrong(done) == []
+    md5 = hashlib.md5(before[TRAIN]).hexdigest()
+    assert f"{TRAIN}: MD5 {md5}, as it should be" in done.stdout
+    assert done.stdout.count("as it should be") == 5
+    assert f"{TRAIN}: 79 images of 20 classes, 3 to 5 a class" in done.stdout
+    assert f"{VAL}: 40 images of 20 classes, 2 a class" in done.stdout
+    assert f"{TEST}: 5 images\n" in done.stdout
+    assert tree(official.root) == before
+    shorter = prepare("check", official.root, "--facts", facts, "--no-md5")
+    assert "MD5" not in shorter.stdout
+
+
+def test_the_known_facts_refuse_a_fake(official: Official) -> None:
+    done = refused("check", official.root)
+    found = wrong(done)
+    for name in (TRAIN, VAL, TEST, DEVKIT):
+        md5 = hashlib.md5((official.root / name).read_bytes()).hexdigest()
+        known = ILSVRC2012.md5[name]
+        assert f"{name} has the MD5 {md5} instead of {known}: download it again" in found
+    assert f"{TRAIN} has 79 images, not 1,281,167" in found
+    assert f"{VAL} has 40 images, not 50,000" in found
+    assert f"{TEST} has 5 images, not 100,000" in found
+    assert f"{len(found)} things are wrong with {official.root}" in done.stderr
+
+
+def test_everything_wrong_is_named(official: Official, facts: Path) -> None:
+    size = (official.root / TRAIN).stat().st_size
+    os.truncate(official.root / TRAIN, size // 2)
+    val = dict(list(official.val.items())[:-1])
+    (official.root / VAL).write_bytes(tar_of(val | {"ILSVRC2012_val_00000041.JPEG": b"x"}))
+    (official.root / TEST).unlink()
+    done = refused("check", official.root, "--facts", facts)
+    found = wrong(done)
+    last = list(official.val_wnids.values())[-1]
+    for part in (
+        f"{TRAIN} has the MD5 ",
+        f"{VAL} has the MD5 ",
+        f"{TRAIN} is cut short at byte {size // 2}, inside '",
+        f"{TRAIN} lacks the classes n",
+        f"{VAL} holds 'ILSVRC2012_val_00000041.JPEG' (1 such), which {DEVKIT} does not label",
+        f"{VAL} has another number of images of {last} (1, not 2)",
+    ):
+        assert [line for line in found if line.startswith(part)], part
+    assert "(extract --partial saves these" in done.stdout
+    assert "only a submission needs it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        (DEVKIT, rf"{DEVKIT} is missing: .* download it too, and put it beside them"),
+        (TRAIN, f"has neither {TRAIN} nor a folder train/: download it"),
+        (VAL, f"has neither {VAL} nor a folder val/: download it"),
+    ],
+)
+def test_a_missing_file(official: Official, facts: Path, missing: str, sentence: str) -> None:
+    (official.root / missing).unlink()
+    (found,) = wrong(refused("check", official.root, "--facts", facts))
+    assert re.search(sentence, found)
+
+
+def test_files_that_cannot_be_read(official: Official, facts: Path) -> None:
+    for name in (TRAIN, VAL, DEVKIT):
+        (official.root / name).unlink()
+    (official.root / TRAIN).mkdir()
+    (official.root / VAL).symlink_to("nowhere")
+    (official.root / DEVKIT).write_bytes(b"no tar at all")
+    found = wrong(refused("check", official.root, "--facts", facts, "--no-md5"))
+    assert f"{TRAIN} cannot be used: cannot read {official.root}/{TRAIN} (Is a dir" in found[1]
+    assert f"{VAL} cannot be used: cannot read {official.root}/{VAL} (No such file" in found[2]
+    assert f"{DEVKIT} cannot be used: {official.root}/{DEVKIT} is not a whole" in found[0]
+
+
+def test_names_twice_and_numbers_of_images(official: Official, facts: Path) -> None:
+    first, second, third = official.classes[:3]
+    official.train[first].popitem()
+    official.train[second]["new.jpg"] = b""
+    (official.root / TRAIN).write_bytes(nested(official.train | {"n9": {"a.jpg": b""}}))
+    with tarfile.open(official.root / TRAIN, "a") as tar:
+        twice = tar_of({"a.jpg": b"", "b/a.jpg": b""})
+        member = tarfile.TarInfo(f"{third}.tar")
+        member.size = len(twice)
+        tar.addfile(member, io.BytesIO(twice))
+    found = wrong(refused("check", official.root, "--facts", facts, "--no-md5"))
+    assert f"{TRAIN} holds {third}.tar twice" in found
+    assert f"{TRAIN} holds 'a.jpg' twice, in {third}.tar" in found
+    assert f"{TRAIN} has classes unknown to {DEVKIT}: n9" in found
+    (numbers,) = [line for line in found if "another number" in line]
+    assert f"{first} (2, not 3), {second} (5, not 4)" in numbers
+
+
+def test_folders(official: Official, facts: Path, tmp_path: Path) -> None:
+    folder = unpack(official, tmp_path / "folder")
+    done = prepare("check", folder, "--facts", facts)
+    assert "train: 79 images of 20 classes, 3 to 5 a class" in done.stdout
+    shutil.copy(official.root / DEVKIT, folder)
+    prepare("check", folder, "--facts", facts)
+    name, wnid = next(iter(official.val_wnids.items()))
+    other = next(one for one in official.classes if one != wnid)
+    (folder / "val" / wnid / name).rename(folder / "val" / other / name)
+    shutil.rmtree(folder / "train" / wnid)
+    (folder / "test").mkdir()
+    found = wrong(refused("check", folder, "--facts", facts))
+    assert f"val has images in the folder of another class: {other}/{name}" in found
+    assert f"train lacks the classes {wnid}" in found
+    assert "test has 0 images, not 5" in found
+    (folder / DEVKIT).unlink()
+    found = wrong(refused("check", folder, "--facts", facts))
+    assert "train has 19 classes, not 20" in found
+    (numbers,) = [line for line in found if line.startswith("val has another number")]
+    assert f"{wnid} (1, not 2)" in numbers
+    assert f"{other} (3, not 2)" in numbers
+
+
+def test_no_data_set(tmp_path: Path) -> None:
+    assert "no data set at" in refused("check", tmp_path / "nowhere").stderr
+    (tmp_path / "empty").mkdir()
+    assert "holds neither ILSVRC2012_img_train" in refused("check", tmp_path / "empty").stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"md5": {}}', r"must be a JSON object with the keys md5 \(dict\), num_classes \(int\)"),
+        ("nothing", "cannot read .*facts.json"),
+        (None, "cannot read .*facts.json"),
+    ],
+)
+def test_no_facts(tmp_path: Path, text: str | None, sentence: str) -> None:
+    if text:
+        (tmp_path / "facts.json").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_facts(tmp_path / "facts.json")
+
+
+def test_the_known_facts() -> None:
+    """PAPER: 1 PNG, 22 CMYK."""
+    assert sorted(map(len, ILSVRC2012.odd.values())) == [1, 1, 22]
+    assert all(len(set(names)) == len(names) for names in ILSVRC2012.odd.values())
+    assert {len(md5) for md5 in ILSVRC2012.md5.values()} == {32}
