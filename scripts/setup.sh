@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv with the pinned requirements, once; sourced by quickstart.sh and test.sh.
 # PYTHON=... chooses the interpreter (3.11 or newer).
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 PYTHON=${PYTHON:-python3}
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then

@@ -6,4 +6,7 @@ source "$(dirname "$0")/setup.sh"
 ruff format --check .
 ruff check .
 mypy
+if command -v shellcheck >/dev/null; then
+    shellcheck -x -P SCRIPTDIR .ci/run scripts/*.sh scripts/slurm/*
+fi
 pytest -q --numprocesses=2 --dist=loadfile "$@"
