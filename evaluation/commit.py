@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def commit() -> str | None:
-    """Git's name of the checked out commit, `-dirty` if files differ; None where git cannot tell."""
+    """The checked out commit's hash, `-dirty` if files differ; None where git cannot tell."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         done = subprocess.run(

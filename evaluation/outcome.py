@@ -8,6 +8,7 @@ from analysis.pictures import Picture, draw_pictures
 from configs.errors import refusing
 from configs.schema import EvalConfig
 from configs.store import to_dict
+from evaluation.classes import class_lines
 from evaluation.guesses import Guesses, as_json, guess, guess_table
 from evaluation.images import class_words, open_images
 from evaluation.members import Member
@@ -45,8 +46,12 @@ def outcome(config: EvalConfig, members: dict[str, Member], combined: Prediction
     """What the combined predictions say. Raises UserError where they cannot say it."""
     if config.images is None and config.split == "val":
         errors = count_all(members, combined, config.weights)
+        known = (member.root for member in members.values() if member.root is not None)
+        folder = next(known, config.data.root)  # saved predictions know none
+        words = class_words(folder, combined.classes) if folder else None
+        result = result_of(config, list(members), errors, combined, words)
         table = error_table(errors, len(combined.classes))
-        return Outcome(table, result_of(config, list(members), errors, combined))
+        return Outcome(f"{table}\n{class_lines(result['classes'])}", result)
     root = next(member.root for member in members.values() if member.root is not None)
     facts = {"views": config.views, "images": len(combined.scores), "checkpoints": list(members)}
     if config.images is None:

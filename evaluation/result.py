@@ -13,6 +13,8 @@ from configs.schema import EvalConfig
 from configs.store import to_dict
 from data.draws import Ints
 from engine.atomic import write_atomically
+from evaluation.classes import class_summary, per_class
+from evaluation.commit import commit
 from evaluation.errors import ErrorCounts
 from evaluation.members import Member
 from evaluation.predictions import Floats, Predictions, weighted_mean
@@ -43,18 +45,6 @@ def errors_entry(counts: ErrorCounts) -> dict[str, Any]:
         "top1_interval": list(interval(counts.wrong_top1, counts.images)),
         "top5_interval": list(interval(counts.wrong_top5, counts.images)),
     }
-
-
-def per_class(scores: Floats, labels: Ints, classes: list[str]) -> list[dict[str, Any]]:
-    """Errors of each class that has images."""
-    rows = []
-    for label, name in enumerate(classes):
-        own = labels == label
-        if own.any() and np.isfinite(scores[own]).all(axis=1).any():
-            counts = count_errors(scores[own], labels[own])
-            errors = {"top1_error": counts.top1_error, "top5_error": counts.top5_error}
-            rows.append({"class": name, "images": counts.images, **errors})
-    return rows
 
 
 def count_all(
@@ -88,9 +78,14 @@ def result_path(config: EvalConfig, paths: list[Path]) -> Path:
 
 
 def result_of(
-    config: EvalConfig, files: list[str], errors: dict[str, ErrorCounts], combined: Predictions
+    config: EvalConfig,
+    files: list[str],
+    errors: dict[str, ErrorCounts],
+    combined: Predictions,
+    words: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The content of a result file."""
+    """The content of a result file; words: what people call the classes."""
+    rows = per_class(combined.scores, combined.labels, combined.classes, words)
     scales = [(int(scale), counts) for scale, counts in errors.items() if scale.isdigit()]
     return {
         "views": config.views,
@@ -98,7 +93,9 @@ def result_of(
         "combined": errors_entry(errors["combined"]),
         "images": errors["combined"].images,
         "checkpoints": files,
-        "per_class": per_class(combined.scores, combined.labels, combined.classes),
+        "classes": class_summary(rows),
+        "per_class": rows,
+        "commit": commit(),
         "config": to_dict(config),
     }
 

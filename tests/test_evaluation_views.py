@@ -9,6 +9,7 @@ import torch
 
 from configs.errors import UserError
 from engine.precision import Precision
+from evaluation.classes import per_class
 from evaluation.evaluate import equal_sizes
 from evaluation.parts import Parts
 from evaluation.predictions import (
@@ -18,7 +19,7 @@ from evaluation.predictions import (
     save_predictions,
 )
 from evaluation.projection import map_geometry
-from evaluation.result import count_errors, interval, per_class
+from evaluation.result import count_errors, interval
 from evaluation.viewer import Viewer
 from evaluation.views import default_scales, full_scale, plan, scale_weights
 from models.network import Network, build_network
