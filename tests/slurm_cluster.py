@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def missing() -> str:
 
 
 def _path() -> str:
-    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    """With this interpreter, for a repository without .venv, and Debian's place for daemons."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def _free_ports(count: int) -> list[int]:
@@ -97,7 +99,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(
-        self, number: str, what: Callable[[dict[str, str]], bool], seconds: float = 120
+        self, number: str, what: Callable[[dict[str, str]], bool], seconds: float = 300
     ) -> dict[str, str]:
         """The job as soon as `what` holds of it; fails, with what the job printed, after a time."""
         end = time.monotonic() + seconds

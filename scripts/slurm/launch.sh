@@ -10,7 +10,8 @@ job=$SLURM_JOB_ID
 MAX_FRUITLESS=3
 fruitless=runs/.fruitless-$job # a line for each
 
-step='' watchdog='' told=false passed=false interrupted=false
+step='' watchdog=''                       # process ids
+told=false passed=false interrupted=false # a signal came, was passed on, came in the last wait
 
 say() { echo "job $job: $*" >&2; }
 
@@ -79,7 +80,7 @@ is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; 
 
 # Back into the queue under the same number; returns if SLURM refuses.
 requeue() {
-    say "requeued, to resume"
+    say "back into the queue, to resume"
     scontrol requeue "$job" && exit 0
     say "SLURM does not requeue it: submit the same command again to resume"
 }
@@ -88,7 +89,7 @@ requeue() {
 count_fruitless() {
     mkdir -p runs
     echo "$SLURM_JOB_ID" >>"$fruitless"
-    (($(wc -l <"$fruitless") < MAX_FRUITLESS)) && return
+    (($(wc -l <"$fruitless") < MAX_FRUITLESS)) && return 0
     rm -f "$fruitless"
     say "stopped $MAX_FRUITLESS times in a row before anything was saved: a longer --time may help"
     return 1
@@ -97,10 +98,14 @@ count_fruitless() {
 # The time limit ends a job for good, and a long validation does not listen: be there before it.
 requeue_in_time() {
     local end left
-    end=$(date -d "$(squeue --noheader --jobs="$job" --format=%e)" +%s 2>/dev/null) || return # no limit
+    end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$job" --format=%e)
+    end=$(date -d "$end" +%s 2>/dev/null) || return 0 # no limit
     left=$((end - $(date +%s)))
-    sleep $((left > 60 ? left - 30 : left / 2))
-    is_running || return
+    sleep $((left > 60 ? left - 30 : left / 2)) &
+    # shellcheck disable=SC2064  # this sleep
+    trap "kill $!; exit" TERM
+    wait
+    is_running || return 0
     say "not stopped in time"
     count_fruitless && requeue
 }
