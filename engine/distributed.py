@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.errors import UserError
 from configs.validate import validate_timeout
+from engine.rendezvous import own_store
 from engine.watchdog import Watch, Watchdog
 
 # The watchdog is what ends a collective in which a process hangs. One that only waits for slower
@@ -104,6 +105,7 @@ def open_world(device: str, timeout: int) -> Iterator[World]:
         yield World(0, 1, chosen)
         return
     store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store = own_store(store, rank, size, timeout)
     watch = Watchdog(store, rank, size, timeout)
     try:
         dist.init_process_group(

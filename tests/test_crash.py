@@ -129,7 +129,6 @@ def c10d() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="open_world does not use engine/rendezvous.py yet")
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_workers_killed_under_a_launcher_that_restarts_them(
     fifty: list[str], two: Path, runs: Path, tmp_path: Path, rendezvous: str
