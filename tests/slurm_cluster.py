@@ -90,7 +90,7 @@ class Cluster:
 
     def logs(self) -> str:
         """The ends of the daemons' logs, for the report of a failed test."""
-        files = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
+        files = [self.folder / "munged.out", *sorted(self.folder.glob("*.log"))]
         return "\n".join(f"== {file.name}\n{file.read_text()[-2000:]}" for file in files)
 
     def job(self, number: str) -> dict[str, str]:

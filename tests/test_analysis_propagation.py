@@ -1,0 +1,239 @@
+"""Signal propagation: Eq. 9 and 13 against loops, the paper's numbers, and random networks."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.propagation import Conv, borders, conv_table, measure, pools, predict
+from analysis.propagation_claims import NOT_RUN, Claim, claims, inits_agree
+from analysis.propagation_report import write_report
+from analysis.propagation_study import INITS, Results, Settings, standard_error, study
+from analysis.style import series
+from configs.schema import ModelConfig, StageConfig
+from tests.conftest import composed, run_program
+
+# VGG model B of [25], typed by hand: (kernel, channels, filters).
+VGG_B = [(3, 3, 64), (3, 64, 64), (3, 64, 128), (3, 128, 128), (3, 128, 256), (3, 256, 256)]
+VGG_B += [(3, 256, 512), (3, 512, 512), (3, 512, 512), (3, 512, 512)]
+
+
+def stack(*stages: StageConfig) -> ModelConfig:
+    return ModelConfig("stack", list(stages), spp=[1], fc=[1, 1], scale=1, epochs=1)
+
+
+def narrow(**keys: Any) -> StageConfig:
+    return replace(StageConfig(filters=128, convs=4), **keys)
+
+
+def plain(table: list[Conv]) -> list[tuple[int, int, int]]:
+    return [(conv.kernel, conv.channels, conv.filters) for conv in table]
+
+
+@pytest.fixture(scope="module")
+def found() -> Results:
+    """All four rules on two small nets; crops so small that borders and rests of pools count."""
+    return study(Settings(("small14", "vgg_b"), crop=64, batch=1, seeds=2))
+
+
+def test_the_table_is_the_papers() -> None:
+    assert plain(conv_table(composed("model=vgg_b").model)) == VGG_B
+    table = conv_table(composed("model=small30").model)
+    assert plain(table) == (
+        [(7, 3, 64), (2, 64, 128), *[(2, 128, 128)] * 3, (2, 128, 256), *[(2, 256, 256)] * 21]
+    )
+    assert [conv.pool for conv in table] == [3, 0, 0, 0, 2, *[0] * 22]
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_predictions_are_the_products_of_eq_9_and_13(slope: float) -> None:
+    table = conv_table(composed("model=vgg_b").model)
+    stds = np.random.default_rng(0).uniform(0.01, 0.1, len(table))
+    found = predict(table, stds, slope)
+    up = 27 * stds[0] ** 2  # conv1: 3 x 3 x 3 inputs of variance 1
+    assert found.forward[0] == pytest.approx(up)
+    for i in range(1, 10):
+        kernel, channels, _ = VGG_B[i]
+        up *= (1 + slope**2) / 2 * kernel**2 * channels * stds[i] ** 2
+        assert found.forward[i] == pytest.approx(up)
+    down = 1.0
+    for i in range(9, 0, -1):
+        kernel, _, filters = VGG_B[i]
+        down *= (1 + slope**2) / 2 * kernel**2 * filters * stds[i] ** 2
+        assert found.backward[i] == pytest.approx(down)
+    assert math.isnan(found.backward[0])
+
+
+@pytest.mark.parametrize("act", ["relu", "prelu"])
+@pytest.mark.parametrize("init", INITS)
+def test_without_borders_and_pools_networks_do_as_predicted(act: str, init: str) -> None:
+    """1 x 1 filters have no borders. Without the 1/2 of Eq. 8 it would be wrong by 16."""
+    model = stack(narrow(kernel=1, pad=[0], convs=5))
+    config = composed(f"act={act}", f"init={init}")
+    table = conv_table(model)
+    signals = measure(model, config.act, config.init, 12, 1, range(60))
+    stds = {"he": [2 / 128] * 5, "he_forward": [2 / 3, *[2 / 128] * 4]}
+    shrink = 1 if act == "relu" else 1.0625
+    variances = {name: np.array(values) / shrink for name, values in stds.items()}
+    variances["xavier"] = np.array([1 / 3, *[1 / 128] * 4])
+    variances["gaussian"] = np.full(5, 1e-4)
+    expected = predict(table, np.sqrt(variances[init]), 0 if act == "relu" else 0.25)
+    for measured, theory in ((signals.y, expected.forward), (signals.dx, expected.backward)):
+        ratio = measured[:, 1:] / theory[1:]
+        error = standard_error(ratio)
+        assert (error < 0.08).all()
+        assert (abs(ratio.mean(axis=0) - 1) < 4 * error).all()
+
+
+def test_borders_of_one_layer_are_counted() -> None:
+    """3 x 3 on a 4 x 4 map, pad 1: 4 corners see 4 of 9 inputs, 8 edges 6, 4 positions all."""
+    table = conv_table(stack(narrow(convs=2)))
+    found = borders(table, 4)
+    assert found.y[0] == pytest.approx((4 * 4 + 8 * 6 + 4 * 9) / (16 * 9))
+    assert found.dx[1] == pytest.approx((4 * 4 + 8 * 6 + 4 * 9) / (16 * 9))
+    # 2 x 2 without padding: every output is full; a corner feeds one of them, an edge two.
+    found = borders(conv_table(stack(narrow(convs=2, kernel=2, pad=[0]))), 4)
+    assert list(found.y) == [1, 1]
+    assert found.dx[1] == pytest.approx((4 * 1 + 4 * 2 + 1 * 4) / (9 * 4))
+
+
+@pytest.mark.parametrize("act", ["relu", "prelu"])
+def test_borders_and_pools_explain_what_networks_do(act: str) -> None:
+    """On small maps with an uneven pool, by factors far from 1."""
+    model = stack(narrow(pool=2), narrow(pad=[0, 1], kernel=2, convs=3))
+    config = composed(f"act={act}")
+    table = conv_table(model)
+    variances = [2 / ((1 + config.act.slope**2) * conv.n_hat) for conv in table]
+    signals = measure(model, config.act, config.init, 9, 2, range(60))
+    shares = borders(table, 9)
+    known = pools(table, signals, shares, config.act.slope)
+    theory = predict(table, np.sqrt(variances), config.act.slope)
+    for d, far in (("forward", -1), ("backward", 1)):
+        factors = shares.curves()[d] * known[d]
+        assert not 0.8 < factors.mean(axis=0)[far] < 1.25
+        rest = (signals.curves()[d] / theory[d] / factors)[:, 1:]
+        error = standard_error(rest)
+        assert (error < 0.1).all()
+        assert (abs(rest.mean(axis=0) - 1) < 4 * error).all()
+
+
+def test_a_pool_of_independent_responses_does_as_order_statistics_say() -> None:
+    """1 x 1 filters on noise: neighbours are independent, given the weights."""
+    model = stack(narrow(kernel=1, pad=[0], convs=1, pool=2), narrow(kernel=1, pad=[0], convs=1))
+    config = composed("act=relu")
+    table = conv_table(model)
+    signals = measure(model, config.act, config.init, 64, 2, range(4))
+    found = pools(table, signals, borders(table, 64), 0.0)
+    four = np.random.default_rng(0).standard_normal((400_000, 4)).max(axis=1)
+    assert found.forward[:, 1] == pytest.approx(
+        np.full(4, (np.maximum(four, 0) ** 2).mean() / 0.5), rel=0.03
+    )
+    # conv2's input is behind the pool: only the gradient at conv1's output has passed it.
+    assert found.backward[:, 1] == pytest.approx(np.ones(4))
+    passed = signals.dy[:, 0] / signals.dx[:, 1]
+    assert passed == pytest.approx(np.full(4, (1 - 1 / 16) / 4), rel=0.03)
+
+
+def test_the_papers_statements(found: Results) -> None:
+    stated = {claim.statement: claim for claim in claims(found, Settings(("small14", "vgg_b")))}
+
+    def claim(*words: str) -> Claim:
+        (one,) = [c for text, c in stated.items() if all(word in text for word in words)]
+        return one
+
+    for filters, std in ((64, 0.059), (128, 0.042), (256, 0.029), (512, 0.021)):
+        one = claim(f"std of the {filters} filters")
+        assert float(one.closed_form) == pytest.approx(std, abs=6e-4)
+        assert float(one.measured) == pytest.approx(std, abs=6e-4)
+    rounded = 5.9 * 4.2**2 * 2.9**2 * 2.1**4
+    he, small = (
+        found["vgg_b", "relu", rule].measured.backward[:, 1] for rule in ("he", "gaussian")
+    )
+    assert np.sqrt(he / small) == pytest.approx(np.full(2, 16728.8), rel=2e-3)
+    assert rounded == pytest.approx(16728.8, rel=0.02)
+    assert claim("gradient", "std 0.01 against He").closed_form == "1/16728.8"
+    for model, layers in (("small14", 11), ("vgg_b", 10)):
+        forward = {rule: found[model, "relu", rule].measured.forward for rule in INITS}
+        ratio = np.sqrt(forward["xavier"] / forward["he_forward"])
+        numbers = np.arange(1, layers + 1)
+        assert ratio == pytest.approx(np.tile(2 ** (-numbers / 2), (2, 1)), rel=2e-3)
+        assert claim(f"{model}, ReLU", "Xavier").paper == f"1/sqrt(2)^{layers}"
+    assert all(one.measured != NOT_RUN for one in stated.values())
+
+
+def test_measured_by_predicted_is_the_same_for_all_rules(found: Results) -> None:
+    for model in ("small14", "vgg_b"):
+        for act in ("relu", "prelu"):
+            assert 0 < inits_agree(found, model, act) < 5e-3
+
+
+def test_without_vgg_b_its_measurements_are_said_to_be_missing(found: Results) -> None:
+    part = {key: result for key, result in found.items() if key[0] == "small14"}
+    stated = claims(part, Settings(("small14",)))
+    assert [claim.measured == NOT_RUN for claim in stated[:8]] == [False] * 4 + [True] * 3 + [False]
+
+
+def test_the_program_writes_a_whole_report(tmp_path: Path) -> None:
+    options = ["--models", "small14", "--crop", "64", "--batch", "1", "--seeds", "2", "--json"]
+    done = run_program("scripts/reproduce.py", "analysis", *options, "--out", str(tmp_path / "new"))
+    printed = json.loads(done.stdout)
+    with open(tmp_path / "new" / "propagation.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(printed["rows"]) == 2 * 4 * 11
+    assert table[1]["layer"] == "conv2_1"
+    for row, same in zip(table, printed["rows"], strict=True):
+        assert float(row["forward_measured"]) == same["forward_measured"] > 0
+        assert (row["backward_measured"] == "") == (same["l"] == 1)
+    with Image.open(tmp_path / "new" / "small14.png") as image:
+        image.load()
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20  # not blank
+    svg = ElementTree.parse(tmp_path / "new" / "small14.svg").getroot()
+    texts = "".join("".join(node.itertext()) for node in svg.iter() if node.tag.endswith("text"))
+    assert "He backward, Eq. 14" in texts
+    page = (tmp_path / "new" / "README.md").read_text()
+    for name in ("propagation.csv", "propagation.md", "small14.png", "small14.svg"):
+        assert f"({name})" in page
+        assert (tmp_path / "new" / name).exists()
+    assert "--models small14 --crop 64 --batch 1 --seeds 2" in page
+
+
+def test_the_same_study_gives_the_same_bytes(found: Results, tmp_path: Path) -> None:
+    part = {key: result for key, result in found.items() if key[0] == "small14"}
+    settings = Settings(("small14",), 64, 1, 2)
+    for name in "ab":
+        write_report(part, settings, claims(part, settings), tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 5
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--models", "small15"], "--models=small15 is unknown: choose from A, B, C, small14"),
+        (["--models", "small14", "--crop", "16"], "data.crop=16 is too small for model small14"),
+        (["--seeds", "0"], "--seeds 0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(options: list[str], sentence: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run_program("scripts/reproduce.py", "analysis", *options, "--out", str(out), check=False)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_no_two_series_share_colour_line_or_marker() -> None:
+    looks = [series(place) for place in range(7)]
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(look[key]) for look in looks}) == 7
