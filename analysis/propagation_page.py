@@ -73,14 +73,14 @@ four initialisations.
 _SEEN = """\
 ## What is seen
 
-- With He's rules both variances stay within a small factor of their start, however many layers
-  there are. Using one rule for both ways costs a factor of the ends only: c_2 / d_L for the
-  responses with Eq. 14, d_L / c_2 for the gradients with Eq. 10. Pools change more than that.
-- Xavier halves both variances in every layer with ReLU. Over the 26 layers after conv1 of small30
-  this is 1.5e-8, over the 10 of small14 it is 1e-3: the paper's 14 layers train with Xavier, its 30
-  layers do not.
+- With He's rules neither variance falls or grows with the number of layers. Using one rule for both
+  ways costs a factor of the ends only: c_2 / d_L for the responses with Eq. 14, d_L / c_2 for the
+  gradients with Eq. 10. The pools change more than that: the gradient loses a factor of 3 at each.
+- Xavier halves the responses' variance in every layer with ReLU, and the gradients' where a layer
+  has as many filters as channels. Over the 26 layers after conv1 of small30 this is 1.5e-8, over
+  the 10 of small14 it is 1e-3: the paper's 14 layers train with Xavier, its 30 layers do not.
 - A std of 0.01 would be He's for 3x3 filters if there were 2,222 of them. Each 2x2 layer of small30
-  divides the variance by 20 or more, and its first gradients are far below what fp16 can hold.
+  divides the variance by about 20 or more; its first gradients are far below what fp16 can hold.
 - PReLU (a = 0.25) is like ReLU where the rule takes a into account (Eq. 15). With Xavier and std
   0.01, which do not, it loses a little less in each layer."""
 

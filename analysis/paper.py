@@ -1,0 +1,219 @@
+"""The paper's tables and figures: its numbers, and which of our runs stands beside each.
+
+Errors are percent, on ImageNet's validation images unless a table says otherwise. None: the paper
+gives no number.
+"""
+
+from dataclasses import dataclass
+
+Errors = tuple[float | None, float | None]  # top-1, top-5
+Member = tuple[str, int]  # a run: experiment (configs/experiment/) and seed
+
+
+@dataclass(frozen=True)
+class Test:
+    """How a trained network is tested: keys of eval.py."""
+
+    name: str  # of the result file: result-NAME.json
+    views: str
+    scales: tuple[int, ...]
+    subset: int | None = None
+
+
+TEN = Test("ten", "ten", (256,))
+DENSE = Test("dense", "dense", (256, 384, 480))
+# Scaled runs: scales in proportion to a crop of 64, and fewer images.
+SCALED_TESTS = {
+    TEN: Test("ten", "ten", (73,), 2000),
+    DENSE: Test("dense", "dense", (73, 110, 137), 2000),
+}
+SCALED_SEEDS = (0, 1, 2)
+
+# Table 7: six models, one of them C; which the others are, the paper does not say.
+ENSEMBLE = "ensemble"  # stands for the six together where a run's experiment is asked for
+ENSEMBLE_MEMBERS: tuple[Member, ...] = (
+    ("c-prelu", 0),
+    ("b-prelu", 0),
+    ("b-prelu", 1),
+    ("a-prelu", 0),
+    ("a-prelu", 1),
+    ("a-prelu", 2),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of errors."""
+
+    label: tuple[str, ...]
+    paper: Errors
+    experiment: str | None = None  # None: others' work, which the paper quotes
+    test: Test = TEN
+    scale: int | None = None  # None: all scales combined
+
+
+@dataclass(frozen=True)
+class ErrorTable:
+    """A table of top-1 and top-5 errors."""
+
+    name: str
+    title: str
+    head: tuple[str, ...]  # of the label's columns
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CurveFigure:
+    """Error, loss and gradients in the course of training."""
+
+    name: str
+    title: str
+    curves: tuple[tuple[str, str], ...]  # label, experiment
+    claim: str
+
+
+TABLE2 = ErrorTable(
+    "table2",
+    "Table 2: rectifiers in the 14-layer model, ten views at scale 256",
+    ("activation",),
+    (
+        Row(("ReLU",), (33.82, 13.34), "small14-relu"),
+        Row(("Leaky ReLU, a = 0.01",), (None, None), "small14-lrelu"),
+        Row(("PReLU, channel-shared",), (32.71, 12.87), "small14-prelu-shared"),
+        Row(("PReLU, channel-wise",), (32.64, 12.75), "small14-prelu"),
+    ),
+    "The paper's table has no Leaky ReLU.",
+)
+
+_TABLE4: dict[int | None, tuple[Errors, Errors]] = {
+    256: ((26.25, 8.25), (25.81, 8.08)),
+    384: ((24.77, 7.26), (24.20, 7.03)),
+    480: ((25.46, 7.63), (24.83, 7.39)),
+    None: ((24.02, 6.51), (22.97, 6.28)),
+}
+TABLE4 = ErrorTable(
+    "table4",
+    "Table 4: ReLU and PReLU in model A, dense testing",
+    ("scale", "activation"),
+    tuple(
+        Row((str(scale or "multi-scale"), act), errors, experiment, DENSE, scale)
+        for scale, pair in _TABLE4.items()
+        for act, experiment, errors in zip(
+            ("ReLU", "PReLU"), ("a-relu", "a-prelu"), pair, strict=True
+        )
+    ),
+    "Both runs switch the learning rate at the same epochs.",
+)
+
+TABLE5 = ErrorTable(
+    "table5",
+    "Table 5: single models, ten views",
+    ("model",),
+    (
+        Row(("MSRA [11]",), (29.68, 10.95)),
+        Row(("VGG-16 [25], tested by the authors",), (28.07, 9.33)),
+        Row(("GoogLeNet",), (None, 9.15)),
+        Row(("A, ReLU",), (26.48, 8.59), "a-relu"),
+        Row(("A, PReLU",), (25.59, 8.23), "a-prelu"),
+        Row(("B, PReLU",), (25.53, 8.13), "b-prelu"),
+        Row(("C, PReLU",), (24.27, 7.38), "c-prelu"),
+    ),
+)
+
+TABLE6 = ErrorTable(
+    "table6",
+    "Table 6: single models, dense testing at scales 256, 384 and 480",
+    ("model",),
+    (
+        Row(("MSRA [11], in competition, test set",), (27.86, 9.08)),
+        Row(("VGG [25], in competition, test set",), (None, 8.43)),
+        Row(("GoogLeNet, in competition",), (None, 7.89)),
+        Row(("VGG [25], v2",), (24.8, 7.5)),
+        Row(("VGG [25], v5",), (24.4, 7.1)),
+        Row(("Baidu",), (24.88, 7.42)),
+        Row(("A, ReLU",), (24.02, 6.51), "a-relu", DENSE),
+        Row(("A, PReLU",), (22.97, 6.28), "a-prelu", DENSE),
+        Row(("B, PReLU",), (22.85, 6.27), "b-prelu", DENSE),
+        Row(("C, PReLU",), (21.59, 5.71), "c-prelu", DENSE),
+    ),
+)
+
+TABLE7 = ErrorTable(
+    "table7",
+    "Table 7: several models together",
+    ("models",),
+    (
+        Row(("MSRA [11], in competition",), (None, 8.06)),
+        Row(("VGG [25], in competition",), (None, 7.32)),
+        Row(("GoogLeNet, in competition",), (None, 6.66)),
+        Row(("VGG [25], v5",), (None, 6.8)),
+        Row(("Baidu",), (None, 5.98)),
+        Row(("PReLU-nets, six models",), (None, 4.94), ENSEMBLE, DENSE),
+    ),
+    "The paper's numbers are of the test set, ours of the validation set. Six models, one of them "
+    "C; ours are C, B with two seeds and A with three, dense at three scales, weighted alike. A "
+    "person: 5.1 % (Russakovsky et al.).",
+)
+
+SEC22 = ErrorTable(
+    "sec22",
+    "Sec. 2.2: initialisation, models trained to the end, ReLU",
+    ("model", "initialisation"),
+    (
+        Row(("14 layers", "Xavier"), (33.90, 13.44), "small14-relu-xavier"),
+        Row(("14 layers", "He"), (33.82, 13.34), "small14-relu"),
+        Row(("30 layers", "He"), (38.56, 16.59), "small30-relu"),
+    ),
+    "The paper does not name the views; ours are ten at scale 256.",
+)
+
+ERROR_TABLES = (TABLE2, TABLE4, TABLE5, TABLE6, TABLE7, SEC22)
+
+FIG2 = CurveFigure(
+    "fig2",
+    "Fig. 2: model B (22 layers), ReLU, from He's and Xavier's initialisation",
+    (("He", "fig2-he"), ("Xavier", "fig2-xavier")),
+    "Both converge; He's starts to reduce the error earlier.",
+)
+FIG3 = CurveFigure(
+    "fig3",
+    "Fig. 3: the 30-layer model, ReLU, from He's and Xavier's initialisation",
+    (("He", "fig3-he"), ("Xavier", "fig3-xavier")),
+    "He's converges; Xavier's stalls, with diminishing gradients.",
+)
+SEC22_DEPTH = CurveFigure(
+    "sec22-depth",
+    "Sec. 2.2: model B with 3, 6 and 9 more convolutions, ReLU, He",
+    tuple((f"B + {n}" if n else "B", f"b-extra{n}") for n in (0, 3, 6, 9)),
+    "With more layers training and test error are worse in the first 20 epochs.",
+)
+CURVE_FIGURES = (FIG2, FIG3, SEC22_DEPTH)
+
+# Table 1: learned slopes of the 14-layer model, (channel-shared, mean of channel-wise).
+SLOPES = {
+    "conv1": (0.681, 0.596),
+    "conv2_1": (0.103, 0.321),
+    "conv2_2": (0.099, 0.204),
+    "conv2_3": (0.228, 0.294),
+    "conv2_4": (0.561, 0.464),
+    "conv3_1": (0.126, 0.196),
+    "conv3_2": (0.089, 0.152),
+    "conv3_3": (0.124, 0.145),
+    "conv3_4": (0.062, 0.124),
+    "conv3_5": (0.008, 0.134),
+    "conv3_6": (0.210, 0.198),
+    "fc1": (0.063, 0.074),
+    "fc2": (0.031, 0.075),
+}
+SLOPE_EXPERIMENTS = ("small14-prelu-shared", "small14-prelu")
+
+# Table 3: model, weight layers, operations x 1e10. The paper gives no number of parameters.
+ARCHITECTURES = (("vgg19", 19, 1.96), ("A", 19, 1.90), ("B", 22, 2.32), ("C", 22, 5.30))
+
+# Fig. 6, on the test set: classes with no top-5 error at all, and the worst classes.
+FIG6_AT_ZERO = 113
+FIG6_WORST = (("letter opener", 49.0), ("spotlight", 38.0), ("restaurant", 36.0))
+# Fig. 7, against the team's entry of 2014: classes better, equal, worse.
+FIG7_COUNTS = (824, 127, 49)
+FIG7_BASELINE = "a-relu"  # ours is compared with this network, tested as DENSE

@@ -1,0 +1,71 @@
+"""The paper's tables and figures, one command each.
+
+python scripts/reproduce.py table4 [--data /imagenet] [--dry-run] [--launcher local|torchrun|slurm]
+python scripts/reproduce.py fig3 --scaled --data FOLDER [--steps N] [--seeds 0 1 2]
+python scripts/reproduce.py all [--dry-run]
+python scripts/reproduce.py analysis [--models small14 small30] [--batch N] [--seeds N] [--json]
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
+
+from analysis.propagation_claims import claims
+from analysis.propagation_report import rows, write_report
+from analysis.propagation_study import Settings, study
+from configs.errors import one_sentence
+from scripts.reproduce_tables import add_targets
+
+
+def analysis(options: argparse.Namespace) -> None:
+    """Signal propagation (Sec. 2.2): needs no data."""
+    settings = Settings(tuple(options.models), options.crop, options.batch, options.seeds)
+    results = study(settings)
+    found = claims(results, settings)
+    write_report(results, settings, found, options.out)
+    if options.json:
+        stated = [asdict(claim) for claim in found]
+        print(json.dumps({**asdict(settings), "claims": stated, "rows": rows(results)}))
+        return
+    for claim in found:
+        paper = f"paper {claim.paper}, " if claim.paper else ""
+        closed = f"closed form {claim.closed_form}, " if claim.closed_form else ""
+        print(f"{claim.statement}: {paper}{closed}measured {claim.measured}")
+    print(f"Tables and figures: {options.out / 'README.md'}")
+
+
+def add_analysis(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command `analysis` and its options."""
+    usual = Settings()
+    parser = commands.add_parser("analysis", help=analysis.__doc__)
+    parser.add_argument("--models", nargs="+", default=usual.models, help="any model of train.py")
+    parser.add_argument("--crop", type=int, default=usual.crop, help="side of the images, pixels")
+    parser.add_argument("--batch", type=int, default=usual.batch, help="images of a seed")
+    parser.add_argument("--seeds", type=int, default=usual.seeds, help="networks drawn")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    parser.set_defaults(run=analysis)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command that the arguments name."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_targets(commands)
+    add_analysis(commands)
+    options = parser.parse_args(arguments)
+    with one_sentence():
+        options.run(options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
