@@ -121,7 +121,7 @@ def test_killed_at_random_times(
         assert_same(folder, undisturbed)
         assert (folder / "checkpoints" / "epoch-001.pt").exists()
         finished += 1
-    print(json.dumps({"killed": killed, "finished": finished}))
+        print(json.dumps({"killed": killed, "finished": finished}), flush=True)
 
 
 def c10d() -> list[str]:
