@@ -1,0 +1,94 @@
+"""Figs. 4 and 5 from saved predictions, and the summary of errors by class behind Fig. 6."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.examples import examples, read_saved
+from analysis.paper import DENSE
+from analysis.records import collect
+from analysis.report import write_report
+from configs.errors import UserError
+from data.index import ImageIndex, scan_folder
+from evaluation.classes import class_lines, class_summary, per_class
+from evaluation.predictions import Predictions, image_list, save_predictions
+from tests.fake_runs import make_result, make_run
+
+
+@pytest.fixture
+def index(small: Path) -> ImageIndex:
+    return scan_folder(small, "val")
+
+
+@pytest.fixture
+def saved(tmp_path: Path, index: ImageIndex) -> Path:
+    """Predictions that are right for the first image of each class, and else far off."""
+    scores = np.tile(np.linspace(0.01, 0.02, 10, dtype=np.float32), (50, 1))
+    first = np.unique(index.labels, return_index=True)[1]
+    for i, label in enumerate(index.labels):
+        # Where it is wrong, the five best are the classes after the true one.
+        best = [label] if i in first else [(label + k) % 10 for k in range(1, 6)]
+        scores[i, best] = np.linspace(0.5, 0.3, len(best))
+    path = tmp_path / "runs" / "ensemble-folder" / "predictions-dense.npz"
+    path.parent.mkdir(parents=True)
+    images = image_list(index, np.arange(50))
+    save_predictions(path, Predictions(scores, index.labels, index.classes, images))
+    return path
+
+
+def test_right_and_wrong_examples(saved: Path, small: Path, index: ImageIndex) -> None:
+    words = [f"word {name}" for name in index.classes]
+    files = {index.read(i): int(index.labels[i]) for i in range(50)}
+    for right in (True, False):
+        found = examples(read_saved(saved), str(small), words, right=right)
+        assert len(found) == 10  # one of each class
+        labels = [files[picture.image] for picture in found]
+        assert len(set(labels)) == 10
+        for picture, label in zip(found, labels, strict=True):
+            assert picture.truth == words[label]
+            names = [name for name, _ in picture.guesses]
+            expected = [words[(label + k) % 10] for k in range(1, 6)]
+            assert names[0] == picture.truth if right else names == expected
+            assert picture.guesses[0][1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_predictions_of_other_images_are_refused(
+    saved: Path, synthetic: Path, tmp_path: Path, index: ImageIndex
+) -> None:
+    with pytest.raises(UserError, match="not of the validation images"):
+        examples(read_saved(saved), str(synthetic), index.classes, right=True)
+    (tmp_path / "odd.npz").write_bytes(b"odd")
+    with pytest.raises(UserError, match="damaged or holds no predictions"):
+        read_saved(tmp_path / "odd.npz")
+
+
+def test_figures_4_and_5_are_in_the_report(saved: Path, small: Path, tmp_path: Path) -> None:
+    runs, results = saved.parent.parent, tmp_path / "results"
+    names = ["c-prelu-folder-seed0", *(f"b-prelu-folder-seed{s}" for s in (0, 1))]
+    names += [f"a-prelu-folder-seed{s}" for s in (0, 1, 2)]
+    files = [f"{name}/predictions-dense.npz" for name in names]
+    make_run(runs, "c-prelu", "data=folder", f"data.root={small}", done=1)
+    rows = [{"class": name, "words": f"{name}, of ten", "top5_error": 0} for name in "abc"]
+    make_result(saved.parent, DENSE, {None: (40, 40)}, checkpoints=files, per_class=rows)
+    page = write_report(collect(runs, results), results, runs).read_text()
+    for name in ("fig4-folder", "fig5-folder", "fig6-folder"):
+        assert f"({name}.png)" in page
+        assert (results / f"{name}.png").stat().st_size > 5000
+        assert (results / f"{name}.svg").exists()
+    assert "(fig4.png)" not in page  # that would be of ImageNet
+
+
+def test_summary_of_classes() -> None:
+    scores = np.array([[9, 1, 0, 0, 0, 0, 0]] * 3 + [[1, 2, 3, 4, 5, 6, 7]] * 3, np.float32)
+    labels = np.array([0, 0, 1, 0, 6, 1])
+    rows = per_class(scores, labels, list("abcdefg"), [f"{name} word" for name in "abcdefg"])
+    assert [(row["class"], row["images"]) for row in rows] == [("a", 3), ("b", 2), ("g", 1)]
+    summary = class_summary(rows)
+    # a: two of three right, and one at rank 7; b: at rank 2, and at rank 6; g: right.
+    assert (summary["zero_top1"], summary["zero_top5"], summary["classes"]) == (1, 1, 3)
+    assert [row["words"] for row in summary["worst"]] == ["b word", "a word", "g word"]
+    assert [round(row["top5_error"], 1) for row in summary["worst"]] == [50.0, 33.3, 0.0]
+    lines = class_lines(summary)
+    assert "without a top-5 error: 1 of 3; without a top-1 error: 1" in lines
+    assert lines.index("b word") < lines.index("a word")

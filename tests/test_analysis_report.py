@@ -1,0 +1,236 @@
+"""The report on made-up runs: which run stands where, and that its numbers are the files'."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from analysis.cells import Edition, choose
+from analysis.paper import DENSE, ENSEMBLE_MEMBERS, SCALED_TESTS, SLOPES, TABLE4, TEN
+from analysis.records import collect, load
+from analysis.report import write_report
+from configs.errors import UserError
+from tests.fake_runs import add_gradients, class_rows, make_ensemble, make_result, make_run
+
+T4: dict[int | None, tuple[int, int]] = {
+    256: (13120, 4125),
+    384: (12400, 3600),
+    480: (12700, 3800),
+    None: (12010, 3250),
+}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open()))
+
+
+def reported(runs: Path, results: Path) -> str:
+    """Collect and report; returns the page."""
+    return write_report(collect(runs, results), results, runs).read_text()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/ and results/ of a half-finished reproduction, with some things gone wrong."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    runs = folder / "runs"
+    for seed in (0, 1, 2):  # Table 4: three seeds of PReLU, one of ReLU
+        run = make_run(runs, "a-prelu", seed=seed)
+        make_result(run, DENSE, {s: (a - 300 * seed, b) for s, (a, b) in T4.items()})
+    run = make_run(runs, "a-relu")
+    make_result(run, DENSE, T4, per_class=class_rows(1, 8))
+    make_ensemble(runs, DENSE, (10_000, 2_500), per_class=class_rows(2, 5))
+    # Table 2: one partial and tested, one partial, one finished and not tested, one missing.
+    run = make_run(runs, "small14-relu", done=12)
+    make_result(run, TEN, {256: (20_000, 8_000), None: (20_000, 8_000)})
+    make_run(runs, "small14-prelu", done=3, slope=0.6)
+    make_run(runs, "small14-prelu-shared", slope=0.7)
+    # A run that is not what its file says, and one on another data set.
+    run = make_run(runs, "small14-lrelu", "batch_size=64", "name=odd")
+    make_result(run, TEN, {256: (5_000, 500), None: (5_000, 500)})
+    make_run(runs, "fig2-he", "data=folder", "data.root=/elsewhere/birds")
+    for seed in (0, 1):
+        for init, end, norm in (("he", 70.0, 1.0), ("xavier", 99.9, 1e-6)):
+            run = make_run(runs, f"fig3-{init}", seed=seed, curve=(99.9, end + seed / 100))
+            add_gradients(run, {"conv1": (norm, norm / 2), "fc1": (2 * norm, norm)}, 90_000)
+    for act, wrong in (("relu", 1500), ("prelu", 1400)):
+        run = make_run(runs, f"scaled-small14-{act}", "data=synthetic", "data.crop=64")
+        make_result(run, SCALED_TESTS[TEN], {73: (wrong, 500), None: (wrong, 500)}, images=2000)
+    reported(runs, folder / "results")
+    return folder
+
+
+def test_numbers_of_a_table_are_those_of_the_result_files(place: Path) -> None:
+    rows = rows_of(place / "results" / "table4.csv")
+    assert len(rows) == 2 * len(TABLE4.rows)
+    runs = {"ReLU": ["a-relu-imagenet-seed0"]}
+    runs["PReLU"] = [f"a-prelu-imagenet-seed{seed}" for seed in (0, 1, 2)]
+    for row in rows:
+        entries = []
+        for name in runs[row["activation"]]:
+            result = json.loads((place / "runs" / name / "result-dense.json").read_text())
+            by_scale = {str(entry["scale"]): entry for entry in result["scales"]}
+            entries.append({**by_scale, "multi-scale": result["combined"]}[row["scale"]])
+        mean = sum(entry[f"{row['error']}_error"] for entry in entries) / len(entries)
+        low = sum(entry[f"{row['error']}_interval"][0] for entry in entries) / len(entries)
+        assert float(row["ours"]) == pytest.approx(mean, abs=1e-12)
+        assert float(row["interval_low"]) == pytest.approx(low, abs=1e-12)
+        assert float(row["difference"]) == pytest.approx(mean - float(row["paper"]), abs=1e-9)
+        assert row["runs"].split() == runs[row["activation"]]
+        assert row["images"] == "50000"
+        assert row["state"] == "finished"
+        assert row["commit"] == "c" * 40
+
+
+def test_several_seeds_have_a_spread_and_one_has_none(place: Path) -> None:
+    rows = rows_of(place / "results" / "table4.csv")
+    top1 = {(r["scale"], r["activation"]): r for r in rows if r["error"] == "top1"}
+    # 12010, 11710, 11410 of 50,000 wrong: 24.02, 23.42, 22.82 %.
+    assert float(top1["multi-scale", "PReLU"]["spread"]) == pytest.approx(0.6)
+    assert top1["multi-scale", "ReLU"]["spread"] == ""
+    text = (place / "results" / "table4.md").read_text()
+    assert "23.42 ± 0.60 / 6.50 ± 0.00" in text
+    assert "| 0, 1, 2 |" in text
+
+
+def test_missing_partial_and_untested_runs_say_so(place: Path) -> None:
+    table = (place / "results" / "table2.md").read_text()
+    lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
+    assert "40.00 / 16.00 (partial: 12 of 75 epochs)" in lines["ReLU"]
+    assert "| partial: 3 of 75 epochs, not tested |" in lines["PReLU, channel-wise"]
+    assert "| not tested |" in lines["PReLU, channel-shared"]
+    assert "| not run |" in lines["Leaky ReLU, a = 0.01"]
+    rows = rows_of(place / "results" / "table2.csv")
+    states = {row["activation"]: row["state"] for row in rows}
+    assert states["ReLU"] == "partial: 12 of 75 epochs"
+    assert [row["ours"] for row in rows if row["activation"] != "ReLU"] == [""] * 6
+
+
+def test_a_run_that_is_not_its_experiment_is_in_no_table(place: Path) -> None:
+    page = (place / "results" / "README.md").read_text()
+    assert "in no table, differs from its file: batch_size: 128 -> 64" in page
+    assert "10.00 / 1.00" not in page  # its errors
+
+
+def test_other_data_and_scaled_runs_have_pages_of_their_own(place: Path) -> None:
+    results = place / "results"
+    plain = (results / "table2.md").read_text() + (results / "fig2.md").read_text()
+    assert "75.00" not in plain
+    assert "scaled" not in plain.lower()
+    assert "he | not run" in plain.lower()
+    scaled = (results / "table2-scaled-synthetic.md").read_text()
+    assert "SCALED DOWN" in scaled.splitlines()[0]
+    assert "ours (scaled)" in scaled
+    assert "| 75.00 / 25.00 |" in scaled
+    assert "difference" not in scaled
+    (row, *_) = rows_of(results / "table2-scaled-synthetic.csv")
+    assert row["difference"] == ""
+    other = (results / "fig2-folder.md").read_text()
+    assert 'NOT ImageNet, on images of "birds"' in other.splitlines()[0]
+    assert "/elsewhere" not in "".join(p.read_text() for p in (results / "records").iterdir())
+
+
+def test_curves_and_gradients(place: Path) -> None:
+    he, xavier = rows_of(place / "results" / "fig3.csv")
+    assert he["seeds"] == xavier["seeds"] == "2"
+    assert float(he["top1_error"]) < 72 < 99 < float(xavier["top1_error"])
+    assert float(he["top1_spread"]) == pytest.approx(0.01 / 2**0.5, rel=0.05)
+    assert float(xavier["conv1_gradient_first"]) == pytest.approx(1e-6)
+    assert float(xavier["conv1_gradient_last"]) == pytest.approx(5e-7)
+    # 9 epochs of 1,281,167 images at 400 a second, two seeds.
+    assert f"| {2 * 9 * 1_281_167 / 400 / 3600:.1f} |" in (place / "results/fig3.md").read_text()
+
+
+def test_slopes_are_those_of_the_checkpoint(place: Path) -> None:
+    rows = rows_of(place / "results" / "table1.csv")
+    assert [row["layer"] for row in rows[::2]] == list(SLOPES)
+    assert float(rows[0]["ours"]) == pytest.approx(0.7, abs=1e-6)
+    assert float(rows[2]["ours"]) == pytest.approx(0.35, abs=1e-6)
+    assert float(rows[3]["ours"]) == pytest.approx(0.3, abs=1e-6)
+    assert rows[3]["state"] == "partial: 3 of 75 epochs"
+    assert float(rows[2]["difference"]) == pytest.approx(0.35 - 0.103, abs=1e-6)
+
+
+def test_an_ensemble_counts_only_of_the_six_models(place: Path, tmp_path: Path) -> None:
+    (row,) = [
+        row
+        for row in rows_of(place / "results" / "table7.csv")
+        if row["models"].startswith("PReLU") and row["error"] == "top5"
+    ]
+    assert float(row["ours"]) == 5.0
+    runs = tmp_path / "runs"
+    names = [f"{e}-imagenet-seed{s}/predictions-dense.npz" for e, s in ENSEMBLE_MEMBERS[:5]]
+    make_result(runs / "ensemble-imagenet", DENSE, {None: (9, 9)}, checkpoints=names)
+    assert "| – / 4.94 | not run |" in reported(runs, tmp_path / "results")
+
+
+def test_only_the_test_of_the_table_counts(tmp_path: Path) -> None:
+    wrong = {256: (100, 10), None: (100, 10)}
+    odd: list[dict[str, Any]] = [
+        {"square": True},
+        {"average": "logits"},
+        {"subset": 500},
+        {"checkpoints": ["somewhere/checkpoints/best.pt"]},
+    ]
+    run = make_run(tmp_path / "runs", "small14-relu")
+    for place, how in enumerate(odd):
+        make_result(run, TEN, wrong, **how)
+        (run / "result-ten.json").rename(run / f"result-{place}.json")
+    page = reported(tmp_path / "runs", tmp_path / "results")
+    assert re.search(r"\| ReLU \| 33.82 / 13.34 \| not tested \|", page)
+    make_result(run, TEN, {256: (17_000, 7_000), None: (17_000, 7_000)})
+    assert "| 34.00 / 14.00 |" in reported(tmp_path / "runs", tmp_path / "results")
+    later = time.time() + 60  # the run went on
+    os.utime(run / "checkpoints" / "last.pt", (later, later))
+    page = reported(tmp_path / "runs", tmp_path / "results")
+    assert "| 34.00 / 14.00 |" not in page
+
+
+def test_scaled_runs_of_other_lengths_are_not_averaged(tmp_path: Path) -> None:
+    for seed, steps in ((0, 400), (1, 400), (2, 100)):
+        make_run(tmp_path, "scaled-fig3-he", "data=synthetic", f"max_steps={steps}", seed=seed)
+    edition = Edition(scaled=True, data="synthetic")
+    chosen = choose(collect(tmp_path, tmp_path / "results"), edition, "fig3-he")
+    assert [(run.seed, run.steps) for run in chosen.runs] == [(0, 400), (1, 400)]
+
+
+def test_records_outlive_the_runs_and_a_damaged_one_is_refused(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "results" / "records", tmp_path / "records")
+    page = reported(tmp_path / "none", tmp_path)
+    assert page == (place / "results" / "README.md").read_text()
+    (tmp_path / "records" / "odd.json").write_text("{")
+    with pytest.raises(UserError, match=r"odd\.json is damaged"):
+        load(tmp_path)
+
+
+def test_the_page_shows_every_figure_and_needs_no_other_file(place: Path) -> None:
+    results = place / "results"
+    page, html = (results / "README.md").read_text(), (results / "report.html").read_text()
+    figures = re.findall(r"\((\S+)\.png\)", page)
+    assert {"table1", "fig3", "fig6", "fig7", "fig2-folder"} <= set(figures)
+    for name in figures:
+        with Image.open(results / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+        assert (results / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+    assert html.count("data:image/png;base64,") == len(figures)
+    assert not re.search(r'(src|href)="(?!data:|https?:|#)', html)
+    assert html.count("<table>") == page.count("| --- |") + page.count("|---|---|--:")
+
+
+def test_figures_that_nothing_supports_any_more_go(place: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(place / "results", results)
+    for path in (results / "records").iterdir():
+        path.unlink()
+    page = reported(tmp_path / "none", results)
+    for name in ("table1", "fig3", "fig6", "fig7"):
+        assert f"({name}.png)" not in page
+        assert not (results / f"{name}.png").exists()
+    assert "No training run is finished yet." in page

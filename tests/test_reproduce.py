@@ -1,0 +1,232 @@
+"""The real reproduce.py: what it plans, runs, reuses, and does when something fails."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis.paper import ENSEMBLE_MEMBERS
+from configs.errors import UserError
+from scripts.reproduce import main
+from scripts.reproduce_cost import given_rates, run_rates
+from scripts.reproduce_plan import Request, plan
+from scripts.reproduce_run import Launcher, Runner
+from tests.conftest import ROOT, metrics, run_program
+from tests.fake_runs import make_run
+from tests.test_reproduce_experiments import FULL
+
+PROGRAM = "scripts/reproduce.py"
+
+
+def places(folder: Path) -> list[str]:
+    return [f"--runs={folder / 'runs'}", f"--results={folder / 'results'}"]
+
+
+def test_dry_run_of_all_lists_every_run_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    rates = ["--throughput", "A=350", "small14=2000"]
+    main(["all", "--dry-run", *places(tmp_path), *rates])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    trained = [line for line in lines if line.startswith("python train.py ")]
+    for name in FULL:
+        assert any(f" experiment={name} seed=0 " in f"{line} " for line in trained), name
+    for name, seed in ENSEMBLE_MEMBERS:
+        assert any(f" experiment={name} seed={seed} " in f"{line} " for line in trained)
+    assert len(trained) == len(set(trained)) == len(FULL) + 3  # more seeds of A and B
+    tests = [line for line in lines if line.startswith("python eval.py ")]
+    assert len(tests) == len(set(tests)) == 10 + 7 + 1  # ten views, dense, the ensemble
+    assert "python scripts/reproduce.py analysis" in out
+    # 80 epochs of 1,281,167 images at 350 a second.
+    assert "# a-relu-imagenet-seed0: to do, 102,493,360 images, 81.34 GPU hours" in lines
+    assert re.search(r"no throughput measured for B, B\+3, B\+6, B\+9, C, small30;", out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scaled_table_end_to_end(small: Path, tmp_path: Path) -> None:
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    asked = [PROGRAM, "table4", "--scaled", f"--data={small}", "--steps=2", "--seeds", "0"]
+    asked += [*places(tmp_path), "--", "log_every=1"]
+    planned = run_program(*asked[:2], "--dry-run", *asked[2:]).stdout
+    commands = [line for line in planned.splitlines() if line.startswith("python ")]
+    assert [shlex.split(line)[1] for line in commands] == ["train.py", "eval.py"] * 2
+    # What is printed works as typed, and is not done again.
+    run_program(*shlex.split(commands[0])[1:])
+    relu, prelu = (runs / f"scaled-a-{act}-folder-seed0" for act in ("relu", "prelu"))
+    trained = (relu / "checkpoints" / "last.pt").stat().st_mtime_ns
+    # The other run's folder belongs to another run: it is refused, and its test with it.
+    shutil.copytree(relu, prelu)
+    done = run_program(*asked, check=False)
+    assert done.returncode == 1
+    assert "is of a run with another configuration" in done.stderr
+    assert f"failed (exit status 1): {commands[2]}" in done.stderr
+    assert f"failed (not started: what it needs has failed): {commands[3]}" in done.stderr
+    assert "2 commands failed" in done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
+        f"== {relu.name}: train.py is done",
+        f"== {commands[1]}",
+        f"== {commands[2]}",
+    ]
+    assert (relu / "checkpoints" / "last.pt").stat().st_mtime_ns == trained
+    result = json.loads((relu / "result-dense.json").read_text())
+    table = (results / "table4-scaled-folder.md").read_text()
+    assert f"{result['combined']['top1_error']:.2f} / " in table
+    assert "| 137 | PReLU | 24.83 / 7.39 | not run |" in table
+    # With the obstacle gone, the same command does only what is missing.
+    shutil.rmtree(prelu)
+    again = run_program(*asked).stdout
+    lines = [line for line in again.splitlines() if line.startswith("== ")]
+    assert lines[1:] == [f"== {relu.name}: eval.py is done", *(f"== {c}" for c in commands[2:])]
+    assert "not run" not in (results / "table4-scaled-folder.md").read_text()
+    session = json.loads((prelu / "sessions.jsonl").read_text().splitlines()[0])
+    assert session["command"] == commands[2].replace(str(small), "DATA")
+    assert session["status"] == 0
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(small: Path, tmp_path: Path) -> None:
+    asked = [PROGRAM, "fig3", "--scaled", f"--data={small}", *places(tmp_path), "--seeds", "0"]
+    more = ["--", "val_every=1000", "log_every=1"]
+    first = tmp_path / "runs" / "scaled-fig3-he-folder-seed0"
+    command = [sys.executable, *asked, "--steps=500", *more]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not metrics(first):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "the same command goes on" in told
+    assert (first / "checkpoints" / "last.pt").exists()
+    assert not (tmp_path / "runs" / "scaled-fig3-xavier-folder-seed0").exists()
+    out = run_program(*asked, "--steps=500", "--dry-run", *more).stdout
+    step = re.search(r"# scaled-fig3-he-folder-seed0: resume at step (\d+), ([\d,]+) images", out)
+    assert step
+    assert int(step[2].replace(",", "")) == (500 - int(step[1])) * 32
+    assert "partial: " in (tmp_path / "results" / "fig3-scaled-folder.md").read_text()
+
+
+def test_cluster_jobs_wait_for_what_they_need(tmp_path: Path, small: Path) -> None:
+    """A stand-in for sbatch notes its arguments, and fails for the runs with ReLU."""
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(
+        f'#!/bin/sh\necho "$*" >>{tmp_path}/jobs\ncase "$*" in *a-relu*) exit 3;; esac\n'
+    )
+    sbatch.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    asked = ["table4", "--scaled", f"--data={small}", "--launcher=slurm", "--seeds", "0", "1"]
+    done = run_program(PROGRAM, *asked, *places(tmp_path), check=False, PATH=path)
+    assert done.returncode == 1
+    assert done.stderr.count("failed (exit status 3): sbatch ") == 2
+    assert done.stderr.count("not started: what it needs has failed") == 2
+    jobs = (tmp_path / "jobs").read_text().splitlines()
+    assert all(line.startswith("--wait --job-name=scaled-a-") for line in jobs)
+    assert all(" --dependency=singleton scripts/slurm/" in line for line in jobs)
+    assert sum("train.sbatch experiment=scaled-a-" in line for line in jobs) == 4
+    tests = [i for i, line in enumerate(jobs) if "eval.sbatch checkpoint=" in line]
+    assert len(tests) == 2
+    for i in tests:
+        name = re.search(r"--job-name=(\S+)", jobs[i])
+        assert name
+        assert any(f"{name[0]} " in line and "train.sbatch" in line for line in jobs[:i])
+
+
+def test_launchers(small: Path, tmp_path: Path) -> None:
+    request = Request(["fig2"], scaled=True, data=str(small), seeds=[4], runs=tmp_path)
+    he, _ = plan(request)
+    end = f"experiment=scaled-fig2-he seed=4 data=folder data.root={small} runs={tmp_path}"
+    start = {"local": "python train.py", "torchrun": "torchrun --nproc-per-node=8 train.py"}
+    for kind, words in start.items():
+        program = os.path.relpath(ROOT / "train.py")
+        expected = f"{words} {end}".replace("train.py", program)
+        assert " ".join(Launcher(kind, 8).command(he)) == expected
+
+
+def test_tests_follow_a_run_that_went_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a-prelu")
+    request = Request(["table6"], runs=tmp_path)
+
+    def states() -> dict[str, str]:
+        return {job.program: job.state for job in plan(request) if job.name == run.name}
+
+    assert states() == {"train.py": "done", "eval.py": "to do"}
+    for name in ("result-dense.json", "predictions-dense.npz"):
+        (run / name).write_text("{}")
+    assert states() == {"train.py": "done", "eval.py": "done"}
+    (run / "predictions-dense.npz").unlink()  # Table 7 needs it
+    assert states()["eval.py"] == "to do"
+    (run / "predictions-dense.npz").write_text("")
+    os.utime(run / "result-dense.json", (1, 1))
+    assert states()["eval.py"] == "to do"
+
+
+def test_seeds_of_a_target_and_unfinished_runs(tmp_path: Path) -> None:
+    make_run(tmp_path, "small14-prelu", seed=5, done=2)
+    jobs = plan(Request(["table1"], runs=tmp_path, seeds=[5, 6]))
+    assert [job.name.rpartition("-")[2] for job in jobs] == ["seed5", "seed6"] * 2
+    (begun,) = [job for job in jobs if job.name == "small14-prelu-imagenet-seed5"]
+    assert begun.state == f"resume at step {2 * 1_281_167 // 128:,}"
+    assert begun.images - begun.seen == 75 * 1_281_167 - 2 * 1_281_167 // 128 * 128
+
+
+def test_throughputs(tmp_path: Path) -> None:
+    row = {"path": "ours", "model": "C", "images_per_second": 99.5}
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps({"rows": [{"path": "plain_nchw"}, row]}))
+    rates = given_rates(["A=12.5", str(file)])
+    assert {model: rate.images_per_second for model, rate in rates.items()} == {
+        "A": 12.5,
+        "C": 99.5,
+    }
+    for bad in ("A", "A=fast", "A=0", str(tmp_path)):
+        with pytest.raises(UserError, match="neither MODEL=IMAGES_PER_SECOND nor a file"):
+            given_rates([bad])
+
+
+def test_throughput_of_runs_counts_processes(tmp_path: Path) -> None:
+    from analysis.records import collect
+
+    run = make_run(tmp_path / "runs", "b-extra9", done=2)
+    session = {"program": "train.py", "processes": 8, "commit": None, "command": "", "status": 0}
+    (run / "sessions.jsonl").write_text(json.dumps(session))
+    rates = run_rates(collect(tmp_path / "runs", tmp_path / "results"))
+    assert rates["B+9"].images_per_second == 400 / 8
+
+
+def test_a_job_whose_program_is_missing_fails_alone(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sbatch
+    request = Request(["fig2"], scaled=True, data=str(small), seeds=[0], runs=tmp_path / "runs")
+    outcome = Runner(Launcher("slurm")).run(plan(request))
+    assert sorted(outcome.failed.values()) == ["exit status 127"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["table2", "--scaled"], "--scaled needs --data FOLDER"),
+        (["table2", "--steps=3"], "--steps needs --scaled"),
+        (["fig3", "--scaled", "--data=/nowhere"], "no data set at /nowhere"),
+        (["table2", "--", "batch=3"], "batch"),
+    ],
+)
+def test_refusals(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([arguments[0], *places(tmp_path), *arguments[1:]])
+    assert left.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert sentence in told
+    assert list(tmp_path.iterdir()) == []
