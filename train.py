@@ -40,7 +40,7 @@ register()
 def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     """Put data, network, step and validation together; raises UserError for bad input."""
     precision = set_precision(config.precision, world.device)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, world.watch.alive)
     crop = config.data.crop
     mean = warp_mean(load_mean(config.data.mean), crop, crop).to(world.device)
     parts = (config.model, config.act, config.init, dataset.num_classes)

@@ -1,9 +1,12 @@
 """What a scan found, kept in the user's cache folder: it saves time and is never needed."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
+OnProgress = Callable[[], None]  # called now and then while a long scan goes on
+
+
+def no_report() -> None:
+    """The OnProgress of a process for which nobody waits."""
+
 
 # A file's time of change has a resolution. What changed this short a time before it was scanned
 # could change again without its time showing it, so that such a scan is not kept.
 _SETTLED_NS = 2_000_000_000
+_LOOK_EVERY = 0.1  # seconds
 
 
 def cache_file(source: Path) -> Path | None:
@@ -28,8 +38,33 @@ def cache_file(source: Path) -> Path | None:
     return home / "rectifiers" / f"index-{name}.npz"
 
 
-def recall(cache: Path | None, known: Arrays) -> Arrays | None:
-    """The arrays kept in the cache file, if those in `known` are among them and equal."""
+def scan_once(
+    source: Path,
+    known: Arrays,
+    changed_ns: int,
+    scan: Callable[[], Arrays],
+    on_progress: OnProgress,
+) -> Arrays:
+    """What `scan` finds in this folder or file, from the cache where that holds what it found.
+
+    A kept scan counts if the arrays in `known` are among its own and equal. changed_ns: when the
+    source last changed. Of several processes that ask at once, one scans.
+    """
+    cache = cache_file(source)
+    found = _recall(cache, known)
+    if found is not None:
+        return found
+    if time.time_ns() - changed_ns <= _SETTLED_NS:
+        return scan()
+    with _scanning(cache, on_progress):
+        found = _recall(cache, known)
+        if found is None:
+            found = scan()
+            keep(cache, **known, **found)
+    return found
+
+
+def _recall(cache: Path | None, known: Arrays) -> Arrays | None:
     try:
         with np.load(cache or os.devnull, allow_pickle=False) as kept:
             if all(np.array_equal(kept[name], value) for name, value in known.items()):
@@ -39,9 +74,35 @@ def recall(cache: Path | None, known: Arrays) -> Arrays | None:
     return None
 
 
-def is_settled(mtime_ns: int) -> bool:
-    """Whether something last changed at this time would show another change by its time."""
-    return time.time_ns() - mtime_ns > _SETTLED_NS
+@contextmanager
+def _scanning(cache: Path | None, on_progress: OnProgress) -> Iterator[None]:
+    """While one process is inside, others wait; where locks are not to be had, they do not."""
+    try:
+        if cache is None:
+            raise OSError("nothing will be kept")
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(cache.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        _wait_for(handle, on_progress)
+        yield
+    finally:
+        os.close(handle)  # and the lock goes with it, as when the process dies
+
+
+def _wait_for(handle: int, on_progress: OnProgress) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress()
+            time.sleep(_LOOK_EVERY)
+        except OSError:  # a file system without locks
+            return
+        else:
+            return
 
 
 def keep(cache: Path | None, **arrays: npt.NDArray[Any]) -> None:

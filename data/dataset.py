@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import DataConfig
+from data.cache import OnProgress
 from data.index import ImageIndex, check_dataset, scan_folder
 from data.synthetic import make_synthetic
 
@@ -17,13 +18,15 @@ class Dataset:
     num_classes: int
 
 
-def open_dataset(data: DataConfig) -> Dataset:
+def open_dataset(data: DataConfig, on_progress: OnProgress) -> Dataset:
     """The data set at data.root; the embedded one is generated on first use.
+
+    on_progress is called now and then while a large set is being listed for the first time.
 
     Raises UserError for a root that is missing, empty, inconsistent or of another class count.
     """
     if data.name == "synthetic":
         make_synthetic(Path(data.root))
-    train = scan_folder(data.root, "train")
-    val = scan_folder(data.root, "val", classes=train.classes)
+    train = scan_folder(data.root, "train", on_progress=on_progress)
+    val = scan_folder(data.root, "val", train.classes, on_progress)
     return Dataset(train, val, check_dataset(train, val, data.num_classes))

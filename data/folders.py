@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import UserError
-from data.cache import cache_file, is_settled, keep, recall
+from data.cache import Arrays, OnProgress, no_report, scan_once
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
 EXTENSION_NAMES = " ".join(extension.decode() for extension in EXTENSIONS)
@@ -35,7 +35,7 @@ def class_folders(folder: Path) -> dict[str, int]:
 
 
 def list_classes(
-    folder: Path, is_train: bool
+    folder: Path, is_train: bool, on_progress: OnProgress = no_report
 ) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
     """Class folders in order of name, the number of images in each, and all their names.
 
@@ -48,7 +48,7 @@ def list_classes(
         raise UserError(
             f"{folder} has no class folders: images are expected as {folder}/<class>/<image>"
         )
-    counts, names = _cached_scan(folder, folders)
+    counts, names = _cached_scan(folder, folders, on_progress)
     if not len(names):
         raise UserError(f"{folder} has class folders but no image ({EXTENSION_NAMES}) in any")
     empty = [name for name, count in zip(folders, counts, strict=True) if not count]
@@ -71,17 +71,20 @@ def images_in(folder: Path) -> npt.NDArray[np.bytes_]:
 
 
 def _cached_scan(
-    folder: Path, folders: dict[str, int]
+    folder: Path, folders: dict[str, int], on_progress: OnProgress
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
     """Number of images in each class folder, and all their names."""
-    names, times = np.array(list(folders)), np.array(list(folders.values()), np.int64)
-    cache = cache_file(folder)
-    if kept := recall(cache, {"classes": names, "times": times}):
-        return kept["counts"], kept["names"]
-    settled = is_settled(int(times.max()))
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        found = list(pool.map(images_in, [folder / name for name in folders]))
-    counts, images = np.array([len(part) for part in found], np.int64), np.concatenate(found)
-    if settled:
-        keep(cache, classes=names, times=times, counts=counts, names=images)
-    return counts, images
+
+    def scan() -> Arrays:
+        parts = []
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            for part in pool.map(images_in, [folder / name for name in folders]):
+                parts.append(part)
+                on_progress()
+        counts = np.array([len(part) for part in parts], np.int64)
+        return {"counts": counts, "names": np.concatenate(parts)}
+
+    times = np.array(list(folders.values()), np.int64)
+    known = {"classes": np.array(list(folders)), "times": times}
+    found = scan_once(folder, known, int(times.max()), scan, on_progress)
+    return found["counts"], found["names"]

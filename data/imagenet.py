@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from configs.errors import UserError
-from data.cache import Arrays, cache_file, is_settled, keep, recall
+from data.cache import Arrays, OnProgress, no_report, scan_once
 from data.devkit import Devkit, read_devkit
 from data.folders import SCAN_THREADS
 from data.tars import (
@@ -38,7 +38,6 @@ TARS = {
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 _FORMAT = 1  # of the kept scan: to be raised when it changes
-_ARRAYS = ("classes", "counts", "names", "offsets", "sizes")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def open_devkit(root: Path) -> Devkit:
     return read_devkit(root / DEVKIT)
 
 
-def scan_tars(root: Path, split: str) -> TarScan:
+def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> TarScan:
     """The images of the official tar of a split: train, val, or test, whose images have no class.
 
     The tar's headers are read once and what they say is kept in the user's cache folder, until
@@ -108,14 +107,16 @@ def scan_tars(root: Path, split: str) -> TarScan:
             f"{root} has ImageNet's tars but neither {TARS[split][0]} nor a folder {split}/: "
             "download it too, and put it beside them"
         )
-    state, cache = scan_state(path), cache_file(path)
-    found = recall(cache, state)
-    if found is None or any(name not in found for name in _ARRAYS):
-        settled = is_settled(int(state["state"][[2, 4]].max()))  # times of change
+
+    def scan() -> Arrays:
         devkit = open_devkit(root)
-        found = _scan_train(path, devkit) if split == "train" else _scan_flat(path, devkit, split)
-        if settled:
-            keep(cache, **state, **found)
+        if split == "train":
+            return _scan_train(path, devkit, on_progress)
+        return _scan_flat(path, devkit, split)
+
+    state = scan_state(path)
+    changed_ns = int(state["state"][[2, 4]].max())
+    found = scan_once(path, state, changed_ns, scan, on_progress)
     size, mtime_ns = state["state"][1:3].tolist()
     images = TarBytes(str(path), (size, mtime_ns), found["offsets"], found["sizes"])
     return TarScan(path, found["classes"].tolist(), found["counts"], found["names"], images)
@@ -143,7 +144,7 @@ def list_class_tars(path: Path) -> tuple[list[ClassTar], str]:
     return sorted(classes, key=lambda one: one.name), fault
 
 
-def read_train_tar(path: Path) -> TrainTar:
+def read_train_tar(path: Path, on_progress: OnProgress = no_report) -> TrainTar:
     """All that the headers of a training tar say, many classes at a time.
 
     Raises UserError only if the file cannot be read: a damaged one is described.
@@ -164,7 +165,10 @@ def read_train_tar(path: Path) -> TrainTar:
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         found = pool.map(images_of, classes)
         bar = tqdm(found, f"indexing {path.name}", len(classes), unit="class", disable=None)
-        images = list(bar)
+        images = list[Images]()
+        for listed in bar:
+            images.append(listed)
+            on_progress()
     for one, listed in zip(classes, images, strict=True):
         if listed.fault:
             faults.append(f"{listed.fault}, in {one.name}.tar")
@@ -174,8 +178,8 @@ def read_train_tar(path: Path) -> TrainTar:
     return TrainTar([classes[i] for i in whole], [images[i] for i in whole], faults)
 
 
-def _scan_train(path: Path, devkit: Devkit) -> Arrays:
-    found = read_train_tar(path)
+def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:
+    found = read_train_tar(path, on_progress)
     if found.faults:
         raise UserError(
             f"{path} {found.faults[0]}{_more(found.faults)}: {len(found.classes):,} of its "

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import UserError
+from data.cache import OnProgress, no_report
 from data.folders import class_folders, list_classes
 from data.imagenet import DEVKIT, TARS, find_tar, has_tars, open_devkit, scan_tars
 from data.tars import TarBytes
@@ -70,13 +71,19 @@ class ImageIndex:
         return digest.hexdigest()
 
 
-def scan_folder(root: Path | str, split: str, classes: Sequence[str] | None = None) -> ImageIndex:
+def scan_folder(
+    root: Path | str,
+    split: str,
+    classes: Sequence[str] | None = None,
+    on_progress: OnProgress = no_report,
+) -> ImageIndex:
     """The images of a split of the data set in `root`: .jpg .jpeg .png .bmp .webp, either case.
 
     They are those of `root/<split>/<class>/` or, where there is no such folder, of the official
     tar of the split. Labels are places in `classes`; None: in the sorted names of the training
     classes (where there are none: of the split itself). A class may lack images in val, not in
-    train. The scan is kept in the user's cache folder and repeated when its source has changed.
+    train. The scan is kept in the user's cache folder and repeated when its source has changed; of
+    several processes one does it.
 
     Raises UserError if there is no such folder or tar, no class, no image, an unknown class, or
     if a file is missing or damaged.
@@ -85,9 +92,9 @@ def scan_folder(root: Path | str, split: str, classes: Sequence[str] | None = No
     _refuse_missing(root, split)
     folder, tar = root / split, None
     if folder.is_dir():
-        found, counts, names = list_classes(folder, is_train=split == "train")
+        found, counts, names = list_classes(folder, split == "train", on_progress)
     else:
-        scan = scan_tars(root, split)
+        scan = scan_tars(root, split, on_progress)
         folder, found, counts, names = scan.path, scan.classes, scan.counts, scan.names
         tar = scan.images
     if classes is None:

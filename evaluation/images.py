@@ -8,12 +8,15 @@ import numpy as np
 from configs.errors import UserError
 from configs.schema import EvalConfig
 from configs.validate import require
+from data.cache import OnProgress, no_report
 from data.folders import images_in, is_image
 from data.imagenet import DEVKIT, open_devkit
 from data.index import ImageIndex, class_names, scan_folder
 
 
-def open_images(config: EvalConfig, root: str, classes: list[str]) -> ImageIndex:
+def open_images(
+    config: EvalConfig, root: str, classes: list[str], on_progress: OnProgress = no_report
+) -> ImageIndex:
     """The images that the configuration asks for; `classes` are those the network knows.
 
     Raises UserError if there are none, or if the validation images have other classes.
@@ -29,7 +32,7 @@ def open_images(config: EvalConfig, root: str, classes: list[str]) -> ImageIndex
         )
     if config.split == "test" and (folder := Path(root).expanduser().absolute() / "test").is_dir():
         return _unlabelled(folder, classes)
-    return scan_folder(root, config.split, classes=classes)
+    return scan_folder(root, config.split, classes, on_progress)
 
 
 def _unlabelled(folder: Path, classes: list[str]) -> ImageIndex:

@@ -57,7 +57,7 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, world: World, folder: Pa
         f"scale {min(scales)} is smaller than the views of {run.data.crop} pixels",
     )
     root = config.data.root or run.data.root
-    index = open_images(config, root, state["classes"])
+    index = open_images(config, root, state["classes"], world.watch.alive)
     chosen = subset(len(index), config.subset)
     images = image_list(index, chosen)
     viewer = _build_viewer(config, state, run, scales, world)

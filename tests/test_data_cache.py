@@ -1,0 +1,99 @@
+"""The list of images: of several processes that need it at once, one makes it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.cache import scan_once
+from data.dataset import open_dataset
+from tests.conftest import ROOT, composed
+from tests.tars import write_official
+
+KNOWN = {"state": np.array([1, 2])}
+
+# Scans slowly, and says when it begins; prints what it got and how often it showed progress.
+SLOW = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from data.cache import scan_once
+shown = []
+def scan():
+    print("scans", flush=True)
+    time.sleep(float(sys.argv[2]))
+    return {"found": np.array([int(sys.argv[3])])}
+known = {"state": np.array([1, 2])}
+found = scan_once(Path(sys.argv[1]), known, 0, scan, lambda: shown.append(1))
+print("found", *found["found"], "waited" if len(shown) > 3 else "at once", flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rectifiers"
+
+
+def start(source: Path, seconds: float, value: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(source), str(seconds), str(value)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_one_process_scans_and_the_other_waits(tmp_path: Path) -> None:
+    with start(tmp_path, 4, 7) as first:
+        assert first.stdout
+        assert first.stdout.readline() == "scans\n"
+        with start(tmp_path, 0, 8) as second:
+            told = second.communicate(timeout=60)[0]
+        assert first.communicate(timeout=60)[0] == "found 7 at once\n"
+    assert told == "found 7 waited\n"
+
+
+def test_a_killed_scan_is_taken_over(tmp_path: Path) -> None:
+    with start(tmp_path, 300, 7) as first:
+        assert first.stdout
+        assert first.stdout.readline() == "scans\n"
+        with start(tmp_path, 0, 8) as second:
+            time.sleep(1)
+            first.send_signal(signal.SIGKILL)
+            assert "scans\nfound 8 " in second.communicate(timeout=60)[0]
+
+
+def test_without_a_place_for_the_cache_each_scans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    calls: list[int] = []
+
+    def scan() -> dict[str, np.ndarray]:
+        calls.append(1)
+        return {"found": np.array(len(calls))}
+
+    for n in (1, 2):
+        assert scan_once(tmp_path, KNOWN, 0, scan, lambda: None)["found"] == n
+
+
+@pytest.mark.parametrize("layout", ["folders", "tars"])
+def test_a_long_first_scan_shows_that_it_goes_on(
+    layout: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the watchdog of several processes would take it for a process that hangs."""
+    root, classes = small, 10
+    if layout == "tars":
+        official = write_official(tmp_path / "official")
+        root, classes = official.root, len(official.classes)
+    data = composed("data=folder", f"data.root={root}").data
+    shown: list[int] = []
+    open_dataset(data, lambda: shown.append(1))
+    assert len(shown) >= classes
