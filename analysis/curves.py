@@ -95,7 +95,9 @@ def _guessing(axes: Axes, classes: int) -> None:
         axes.axhline(chance, color=GREY, lw=0.9, ls=(0, (1, 2)))
         at = axes.get_yaxis_transform()
         text: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 8.5, "color": GREY}
-        axes.text(0.99, chance, f"guessing: {chance:g} %", transform=at, **text)
+        above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points"}  # the markers
+        axes.annotate(f"guessing: {chance:g} %", (0.99, chance), xycoords=at, **above, **text)
+        axes.set_ymargin(0.1)  # room for it
 
 
 def _gradients(axes: Axes, own: Sequence[Run], place: int, label: str, scale: float | None) -> None:

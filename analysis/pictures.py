@@ -11,8 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.style import BLUE, GREY, VERMILLION
+
 _COLUMNS = 4
-_RIGHT, _WRONG, _GREY = "#0072B2", "#D55E00", "#555555"  # of a palette that all eyes tell apart
+_RIGHT, _WRONG = BLUE, VERMILLION
 _SIDE = 480  # pixels of a picture's longer side: the figure shows no more
 
 
@@ -63,7 +65,7 @@ def _draw_image(axes: Axes, picture: Picture) -> None:
 def _draw_guesses(axes: Axes, picture: Picture) -> None:
     for place, (name, probability) in enumerate(picture.guesses):
         true = name == picture.truth
-        colour = _RIGHT if true else _GREY
+        colour = _RIGHT if true else GREY
         axes.barh(-place, probability, height=0.85, color=colour, alpha=0.25)
         label = f"{place + 1}  {_short(name, 34)}"
         weight = "bold" if true else "normal"
