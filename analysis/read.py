@@ -14,6 +14,7 @@ from analysis.runs import SCALED, Run, model_label
 from configs.errors import UserError
 from configs.schema import TrainConfig
 from configs.store import compose_config, flatten, read_yaml, to_dict
+from engine.log import read_json_lines
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent, of the slopes of a layer
 
@@ -57,7 +58,7 @@ def read_run(folder: Path, *, whole: bool = True) -> Run | None:
         batch_size=settings["batch_size"],
         epochs=settings["epochs"],
         max_steps=settings["max_steps"],
-        sessions=_json_lines(folder / "sessions.jsonl"),
+        sessions=read_json_lines(folder / "sessions.jsonl"),
         results=results,
     )
     names = (settings["model.name"], settings["model.extra_convs"])
@@ -67,7 +68,7 @@ def read_run(folder: Path, *, whole: bool = True) -> Run | None:
     _read_checkpoint(run, folder / "checkpoints" / "last.pt", limit)
     if not whole:
         return run
-    _read_metrics(run, _json_lines(folder / "metrics.jsonl"))
+    _read_metrics(run, read_json_lines(folder / "metrics.jsonl"))
     curves = {name for figure in CURVE_FIGURES for _, name in figure.curves}
     if (run.experiment or "").removeprefix(SCALED) in curves:
         run.gradients = _gradients(folder / "tensorboard")
@@ -185,14 +186,3 @@ def _short(path: Path) -> str:
     """runs/NAME/checkpoints/last.pt -> NAME/last.pt."""
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return f"{folder.name}/{path.name}"
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that may be missing, or cut short by a kill."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines

@@ -15,8 +15,8 @@ from engine.atomic import write_atomically
 from engine.parallel import Parallel
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one cut short by a kill is left out."""
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, one a line; a line cut short by a kill is left out."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -41,7 +41,7 @@ class Log:
             return
         self.path = folder / "metrics.jsonl"
         known = {"val": validated}
-        lines = read_metrics(self.path)
+        lines = read_json_lines(self.path)
         kept = [line for line in lines if line["step"] <= known.get(line["kind"], step)]
         kept = kept if step else []
         self.told = {line["what"] for line in kept if line["kind"] == "event"}

@@ -16,7 +16,7 @@ import torch
 from configs.schema import EvalConfig, TrainConfig
 from configs.store import compose_config
 from data.synthetic import make_synthetic
-from engine.log import read_metrics
+from engine.log import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +67,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_json_lines(folder / "metrics.jsonl")
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.log import read_metrics
+from engine.log import read_json_lines
 from tests.conftest import checkpoint, free_port, metrics, torchrun
 from tests.forks import Forks
 from tests.test_train import same_tensors
@@ -48,7 +48,7 @@ def temporary(folder: Path, name: str) -> Path:
 
 
 def has_line(folder: Path, kind: str) -> bool:
-    return any(line["kind"] == kind for line in read_metrics(folder / "metrics.jsonl"))
+    return any(line["kind"] == kind for line in read_json_lines(folder / "metrics.jsonl"))
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
@@ -140,7 +140,9 @@ def test_workers_killed_under_a_launcher_that_restarts_them(
     killed: set[int] = set()
     with started(tmp_path / "log", *arguments) as job:
         for rank, step in ((1, 5), (0, 25)):
-            while not any(line["step"] >= step for line in read_metrics(folder / "metrics.jsonl")):
+            while not any(
+                line["step"] >= step for line in read_json_lines(folder / "metrics.jsonl")
+            ):
                 assert job.launcher.poll() is None, job.log.read_text()
                 time.sleep(0.001)
             pid = job.workers()[rank]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.log import read_metrics
+from engine.log import read_json_lines
 from tests.conftest import ROOT, TIMES, checkpoint, metrics, run_program
 
 
@@ -34,7 +34,7 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_a_run_leaves_what_the_contract_says(undisturbed: Path) -> None:
-    lines = read_metrics(undisturbed / "metrics.jsonl")
+    lines = read_json_lines(undisturbed / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     val = [line for line in lines if line["kind"] == "val"]
     assert [line["step"] for line in train] == [7, 14, 21, 25]
@@ -112,7 +112,7 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE
     )
-    while process.poll() is None and not read_metrics(folder / "metrics.jsonl"):
+    while process.poll() is None and not read_json_lines(folder / "metrics.jsonl"):
         time.sleep(0.001)
     os.killpg(process.pid, number)  # the loader's processes hear it too
     _, stderr = process.communicate(timeout=120)
