@@ -3,22 +3,18 @@
 Training reads by data.index, which refuses what is not whole.
 """
 
-import re
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from configs.errors import UserError
 from data.devkit import Devkit
 from data.folders import class_folders, images_in, list_classes
-from data.imagenet import DEVKIT, read_train_tar
+from data.imagenet import read_train_tar, unlabelled
 from data.index import ImageIndex
 from data.tars import TarBytes, list_images, open_tar, readable, stamp_of
-
-_NUMBER = re.compile(rb"(\d+)\.[^.]*$")  # of ILSVRC2012_val_00000293.JPEG
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,10 @@ def read_tar(path: Path, split: str, devkit: Devkit | None) -> Contents:
             images = [list_images(file)]
         faults = [images[0].fault] if images[0].fault else []
         classes = devkit.classes if devkit else []
-        labels, more = _labels(images[0].names, devkit if split == "val" else None)
-        faults += more
+        labels = np.full(len(images[0].names), -1, np.int64)
+        if split == "val" and devkit:
+            labels = devkit.labels_of(images[0].names)
+            faults += unlabelled(images[0].names[labels < 0])
     names = np.concatenate([np.zeros(0, "S1"), *(one.names for one in images)])
     offsets = np.concatenate([np.zeros(0, np.int64), *(one.offsets for one in images)])
     sizes = np.concatenate([np.zeros(0, np.int64), *(one.sizes for one in images)])
@@ -77,7 +75,7 @@ def read_folder(folder: Path, split: str) -> Contents:
 
 def misplaced(index: ImageIndex, devkit: Devkit) -> list[str]:
     """Validation images in the folder of another class than the devkit's, as class/name."""
-    truth, _ = _labels(index.names, devkit)
+    truth = devkit.labels_of(index.names)
     place = {name: label for label, name in enumerate(devkit.classes)}
     here = np.array([place.get(name, -1) for name in index.classes], np.int64)[index.labels]
     wrong = np.flatnonzero((truth != here) & (truth >= 0))
@@ -94,26 +92,6 @@ def rows_of_classes(index: ImageIndex) -> list[range]:
     """The places in the index of each class's images, in the order of the labels."""
     ends = list(accumulate(class_counts(index).values(), initial=int((index.labels < 0).sum())))
     return [range(first, end) for first, end in pairwise(ends)]
-
-
-def _labels(
-    names: npt.NDArray[np.bytes_], devkit: Devkit | None
-) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """[N] labels of validation images by the numbers in their names, and what is wrong with them.
-
-    Not by their order, which does not tell which one is missing.
-    """
-    labels = np.full(len(names), -1, np.int64)
-    if devkit is None:
-        return labels, []
-    numbers = [int(found[1]) if (found := _NUMBER.search(name)) else 0 for name in names.tolist()]
-    places = np.array(numbers, np.int64) - 1
-    known = (places >= 0) & (places < len(devkit.val_ids))
-    labels[known] = devkit.val_labels[places[known]]
-    if known.all():
-        return labels, []
-    first = names[~known][0].decode(errors="replace")
-    return labels, [f"holds {first!r} ({(~known).sum():,} such), which {DEVKIT} does not label"]
 
 
 def _nothing(folder: Path) -> ImageIndex:

@@ -5,6 +5,7 @@ the WordNet ids. It also describes inner nodes of WordNet, which come after the 
 """
 
 import io
+import re
 import tarfile
 import zlib
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from configs.errors import UserError
 from data.tars import readable
 
 _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+_NUMBER = re.compile(rb"(\d+)\.[^.]*$")  # of ILSVRC2012_val_00000293.JPEG
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class Devkit:
         """[V] our label of each validation image, in file order."""
         label_of_id = np.argsort(self.ids)
         return label_of_id[self.val_ids - 1]
+
+    def labels_of(self, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
+        """[N] our labels of validation images by the numbers in their names; -1: it has none.
+
+        Not by their order, which does not tell which one is missing.
+        """
+        found = [_NUMBER.search(name) for name in names.tolist()]
+        places = np.array([int(one[1]) if one else 0 for one in found], np.int64) - 1
+        known = (places >= 0) & (places < len(self.val_ids))
+        labels = np.full(len(names), -1, np.int64)
+        labels[known] = self.val_labels[places[known]]
+        return labels
 
 
 def read_devkit(path: Path) -> Devkit:

@@ -37,6 +37,7 @@ TARS = {
 }
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
+_MEND = "download it again, or save these by scripts/prepare_imagenet.py extract --partial"
 _FORMAT = 1  # of the kept scan: to be raised when it changes
 
 
@@ -147,7 +148,8 @@ def list_class_tars(path: Path) -> tuple[list[ClassTar], str]:
 def read_train_tar(path: Path, on_progress: OnProgress = no_report) -> TrainTar:
     """All that the headers of a training tar say, many classes at a time.
 
-    Raises UserError only if the file cannot be read: a damaged one is described.
+    Of two whole class tars of one name the last is taken, which the tar program would keep. Raises
+    UserError only if the file cannot be read: a damaged one is described.
     """
 
     def images_of(one: ClassTar) -> Images:
@@ -174,8 +176,9 @@ def read_train_tar(path: Path, on_progress: OnProgress = no_report) -> TrainTar:
             faults.append(f"{listed.fault}, in {one.name}.tar")
         elif not len(listed.names):
             faults.append(f"has no image in {one.name}.tar")
-    whole = [i for i, listed in enumerate(images) if not listed.fault]
-    return TrainTar([classes[i] for i in whole], [images[i] for i in whole], faults)
+    every = zip(classes, images, strict=True)
+    whole = {one.name: (one, listed) for one, listed in every if not listed.fault}
+    return TrainTar([one for one, _ in whole.values()], [i for _, i in whole.values()], faults)
 
 
 def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:
@@ -183,8 +186,7 @@ def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:
     if found.faults:
         raise UserError(
             f"{path} {found.faults[0]}{_more(found.faults)}: {len(found.classes):,} of its "
-            f"{len(devkit.wnids):,} classes, {found.num_images:,} images, are whole; download it "
-            "again"
+            f"{len(devkit.wnids):,} classes, {found.num_images:,} images, are whole; {_MEND}"
         )
     names = [one.name for one in found.classes]
     for these, those, how in ((devkit.wnids, names, "lacks"), (names, devkit.wnids, "has")):
@@ -210,9 +212,7 @@ def _scan_flat(path: Path, devkit: Devkit, split: str) -> Arrays:
         found = list_images(file)
     count = len(found.names)
     if found.fault:
-        raise UserError(
-            f"{path} {found.fault}: {count:,} of its images are whole; download it again"
-        )
+        raise UserError(f"{path} {found.fault}: {count:,} of its images are whole; {_MEND}")
     if not count:
         raise UserError(f"{path} holds no images: download it again")
     classes, counts = devkit.classes, np.zeros(len(devkit.wnids), np.int64)
@@ -223,11 +223,11 @@ def _scan_flat(path: Path, devkit: Devkit, split: str) -> Arrays:
                 f"{path} holds {count:,} images but {DEVKIT} labels {len(devkit.val_ids):,}: "
                 "the two files do not belong together, download them again"
             )
-        labels = devkit.val_labels
-        order, counts = (
-            np.argsort(labels, kind="stable"),
-            np.bincount(labels, minlength=len(counts)),
-        )
+        labels = devkit.labels_of(found.names)
+        if faults := unlabelled(found.names[labels < 0]):
+            raise UserError(f"{path} {faults[0]}: the two files do not belong together")
+        order = np.argsort(labels, kind="stable")
+        counts = np.bincount(labels, minlength=len(counts))
     return {
         "classes": np.array(classes),
         "counts": counts.astype(np.int64),
@@ -235,6 +235,13 @@ def _scan_flat(path: Path, devkit: Devkit, split: str) -> Arrays:
         "offsets": found.offsets[order],
         "sizes": found.sizes[order],
     }
+
+
+def unlabelled(names: npt.NDArray[np.bytes_]) -> list[str]:
+    """What is wrong with a validation tar if it has images of these names; [] of none."""
+    if not len(names):
+        return []
+    return [f"holds {os.fsdecode(names[0])!r} ({len(names):,} such), which {DEVKIT} does not label"]
 
 
 def _more(things: Sequence[str]) -> str:

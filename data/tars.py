@@ -96,7 +96,7 @@ def list_images(file: BinaryIO, stop: int | None = None) -> Images:
     """The images of the tar that begins where `file` stands, whatever folders they are in.
 
     Hidden and other files are left out. What is wrong is said in `fault`, after the first of which
-    the list ends.
+    the list ends. Of two images of one name the last is listed, which the tar program would keep.
     """
     names, offsets, sizes, fault = list[bytes](), array("q"), array("q"), ""
     try:
@@ -115,10 +115,11 @@ def list_images(file: BinaryIO, stop: int | None = None) -> Images:
     found = np.array(names, np.bytes_)
     order = np.argsort(found, kind="stable")
     found = found[order]
-    twice = np.flatnonzero(found[1:] == found[:-1])
-    if len(twice) and not fault:
-        fault = f"holds {os.fsdecode(found[twice[0]])!r} twice"
-    return Images(found, np.array(offsets)[order], np.array(sizes)[order], fault)
+    last = np.append(found[1:] != found[:-1], True)[: len(found)]
+    if not last.all() and not fault:
+        fault = f"holds {os.fsdecode(found[~last][0])!r} twice"
+    order = order[last]
+    return Images(found[last], np.array(offsets)[order], np.array(sizes)[order], fault)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,14 @@ def append(name: str, member: str, data: bytes) -> Callable[[Official], Any]:
     return do
 
 
+def renamed(name: str, other: str) -> Callable[[Official], Any]:
+    def do(official: Official) -> None:
+        official.val[other] = official.val.pop(name)
+        (official.root / VAL).write_bytes(tar_of(official.val))
+
+    return do
+
+
 def kit(truth: list[int], meta: bytes | None = None) -> Callable[[Official], Any]:
     def do(official: Official) -> None:
         write_devkit(official.root / DEVKIT, meta or meta_mat(official.wnids), truth)
@@ -110,8 +118,14 @@ BAD: list[tuple[str, Callable[[Official], Any], str]] = [
         r"holds 'a.jpg' twice, in n9.tar: 20 of its 20 classes, 79 images, are whole",
     ),
     ("train", append(TRAIN, "n9.tar", b"x" * 2048), r"damaged at byte \d+, .*, in n9.tar: 20 of"),
-    ("val", append(VAL, "a/ILSVRC2012_val_00000007.JPEG", b""), r"val_00000007.JPEG' twice: 41 of"),
+    ("val", append(VAL, "a/ILSVRC2012_val_00000007.JPEG", b""), r"val_00000007.JPEG' twice: 40 of"),
     ("val", append(VAL, "ILSVRC2012_val_00000041.JPEG", b""), r"holds 41 images but .* labels 40"),
+    # Of which each image after it would have the label of the next.
+    (
+        "val",
+        renamed("ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000041.JPEG"),
+        r"holds 'ILSVRC2012_val_00000041.JPEG' \(1 such\), which ILSVRC2012_devkit.* not label",
+    ),
     ("val", kit([1] * 39), r"holds 40 images but ILSVRC2012_devkit_t12.tar.gz labels 39"),
     ("val", kit([1] * 39 + [21]), r"validation labels that are not in 1..20"),
     ("val", kit([0] * 40), r"validation labels that are not in 1..20"),

@@ -1,5 +1,6 @@
 """prepare_imagenet.py extract: the bytes of the tars after any interruption, nothing else."""
 
+import io
 import os
 import re
 import shutil
@@ -169,3 +170,27 @@ def test_damaged_tars(official: Official, truth: dict[str, bytes], tmp_path: Pat
         for name, data in truth.items()
         if (name[0:5] != "train" or name.split("/")[1] in whole) and "val_00000003" not in name
     }
+
+
+def test_names_that_are_twice_in_damaged_tars(official: Official, tmp_path: Path) -> None:
+    """As the tar program would, the last one is kept."""
+    out, wnid, name = tmp_path / "out", official.classes[2], "ILSVRC2012_val_00000003.JPEG"
+    for tar, member, data in (
+        (TRAIN, f"{wnid}.tar", tar_of({"a.JPEG": b"again"})),
+        (VAL, f"folder/{name}", b"again"),
+    ):
+        with tarfile.open(official.root / tar, "a") as opened:
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+    checked = refused("check", official.root, "--no-md5").stdout
+    assert f"{TRAIN} holds {wnid}.tar twice" in checked
+    assert f"{VAL} holds '{name}' twice" in checked
+    assert "(extract --partial saves 40 images)" in checked
+    done = prepare("extract", official.root, out, "--partial")
+    assert f"not whole: {official.root}/{VAL} holds '{name}' twice" in done.stderr
+    assert tree(out / "train" / wnid) == {"a.JPEG": b"again"}
+    assert len(os.listdir(out / "train")) == 20
+    val = tree(out / "val")
+    assert len(val) == 40
+    assert val[f"{official.val_wnids[name]}/{name}"] == b"again"
