@@ -101,7 +101,8 @@ def _read_files(path: Path) -> dict[str, bytes]:
                 if name in (_META, _TRUTH) and (content := tar.extractfile(member)):
                     found[name] = content.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise _refused(path, f"is not a whole .tar.gz ({error})") from error
+        first = str(error).partition("\n")[0].rstrip(":")  # tarfile lists what it has tried
+        raise _refused(path, f"is not a whole .tar.gz ({first})") from error
     for name in (_META, _TRUTH):
         if name not in found:
             raise _refused(path, f"holds no {name}")

@@ -46,6 +46,11 @@ def cut(name: str, share: float) -> Callable[[Official], Any]:
     return do
 
 
+def html(name: str) -> Callable[[Official], Any]:
+    """What is saved where a download page asks for a login first."""
+    return lambda official: (official.root / name).write_text("<html>Please log in</html>")
+
+
 def remove(name: str) -> Callable[[Official], Any]:
     return lambda official: (official.root / name).unlink()
 
@@ -97,6 +102,7 @@ BAD: list[tuple[str, Callable[[Official], Any], str]] = [
     ("train", cut(TRAIN, 0), r"cut short at byte 0: 0 of its 20 classes, 0 images"),
     ("val", cut(VAL, 0.5), r"val.tar is cut short at byte \d+.*\d+ of its images are whole"),
     ("train", cut(DEVKIT, 0.5), r"t12.tar.gz is not a whole .tar.gz .*download it again"),
+    ("train", html(DEVKIT), r"t12.tar.gz is not a whole .tar.gz \(file.*\): download it again"),
     ("train", remove(DEVKIT), r"tars but not ILSVRC2012_devkit_t12.tar.gz.*put it beside them"),
     ("val", remove(DEVKIT), r"tars but not ILSVRC2012_devkit_t12.tar.gz.*put it beside them"),
     ("val", remove(VAL), r"tars but neither ILSVRC2012_img_val.tar nor a folder val/"),
