@@ -16,6 +16,7 @@ from configs.errors import UserError
 from data.contents import Contents, class_counts, misplaced, read_folder, read_tar
 from data.devkit import Devkit
 from data.facts import AT_LEAST, Facts
+from data.folders import refuse_closed
 from data.imagenet import DEVKIT, TARS, find_tar, open_devkit
 from data.index import ImageIndex
 from data.oddities import PLENTY, UNREADABLE, odd_images
@@ -47,6 +48,7 @@ def check(root: Path, facts: Facts, report: Report, *, md5: bool, decode: int) -
     md5: whether to compare sums. decode: how many processes decode all images; 0: none is decoded.
     Raises UserError if there is no data set.
     """
+    refuse_closed(root)
     if not root.is_dir():
         raise UserError(f"no data set at {root}: give the folder that holds ImageNet's tars")
     places = _places(root)

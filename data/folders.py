@@ -20,6 +20,18 @@ def is_image(name: bytes) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(b".")
 
 
+def refuse_closed(folder: Path) -> None:
+    """Raises UserError if the user may not look for what is in the folder."""
+    try:
+        os.stat(os.path.join(folder, "."))  # a Path would leave out the dot
+    except PermissionError as error:
+        raise UserError(
+            f"cannot read {folder} ({error.strerror}): it must be a folder that you may enter"
+        ) from error
+    except OSError:  # not there, or no folder: others say so
+        pass
+
+
 def class_folders(folder: Path) -> dict[str, int]:
     """Class folder -> time of its last change in ns, in order of name."""
     try:

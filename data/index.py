@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from configs.errors import UserError
 from data.cache import OnProgress, no_report
-from data.folders import class_folders, list_classes
+from data.folders import class_folders, list_classes, refuse_closed
 from data.imagenet import DEVKIT, TARS, find_tar, has_tars, open_devkit, scan_tars
 from data.tars import TarBytes
 
@@ -154,6 +154,7 @@ def _training_classes(root: Path) -> list[str]:
 
 
 def _refuse_missing(root: Path, split: str) -> None:
+    refuse_closed(root)
     if not root.is_dir():
         hint = "type data.root=/path/to/it"
         if root == Path(DEFAULT_ROOT).absolute():

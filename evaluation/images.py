@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, refusing
 from configs.schema import EvalConfig
 from configs.validate import require
 from data.cache import OnProgress, no_report
-from data.folders import images_in, is_image
+from data.folders import images_in, is_image, refuse_closed
 from data.imagenet import DEVKIT, open_devkit
 from data.index import ImageIndex, class_names, scan_folder
 
@@ -47,10 +47,11 @@ def _pictures(given: str | list[str], classes: list[str]) -> ImageIndex:
     files: list[str] = []
     for name in given if isinstance(given, list) else [given]:
         path = Path(name).expanduser().absolute()
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        found = [str(file) for file in inside if is_image(os.fsencode(file.name))]
-        if not path.exists() or not found:
-            raise UserError(f"images={name} is no image file and no folder of some")
+        with refusing(OSError, what=f"cannot read images={name}"):
+            inside = sorted(path.iterdir()) if path.is_dir() else [path]
+            found = [str(file) for file in inside if is_image(os.fsencode(file.name))]
+            if not path.exists() or not found:
+                raise UserError(f"images={name} is no image file and no folder of some")
         files += found
     names = np.array([os.fsencode(file) for file in files], np.bytes_)
     return ImageIndex(classes, np.full(len(files), -1, np.int64), "/", names)
@@ -59,5 +60,6 @@ def _pictures(given: str | list[str], classes: list[str]) -> ImageIndex:
 def class_words(root: str, classes: list[str]) -> list[str]:
     """What people call the classes, if ImageNet's devkit lies in the data set; else their names."""
     folder = Path(root).expanduser().absolute()
+    refuse_closed(folder)
     words = open_devkit(folder).words if (folder / DEVKIT).exists() else {}
     return [words.get(name, name) for name in classes]

@@ -29,6 +29,7 @@ from data.checks import SPLITS, Report
 from data.checks import check as run_checks
 from data.extract import subset_index, tar_index
 from data.facts import ILSVRC2012, read_facts
+from data.folders import refuse_closed
 from data.imagenet import TARS, find_tar
 from data.index import ImageIndex, scan_folder
 from data.statistics import facts_of, statistics, table
@@ -52,6 +53,7 @@ def check(arguments: argparse.Namespace) -> None:
 def extract(arguments: argparse.Namespace) -> None:
     """Write the tars' images as a folder layout."""
     root = arguments.root
+    refuse_closed(root)
     splits = arguments.splits or [split for split in SPLITS if find_tar(root, split)]
     if not splits:
         raise UserError(f"{root} holds none of ImageNet's tars, such as {TARS['train'][0]}")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from evaluation.predictions import load_predictions
+from tests.closed import refusal, skip_unbound
 from tests.conftest import TINY, run_program
 from tests.tars import DEVKIT, TEST, Official, extract, unpack, write_official
 
@@ -117,3 +118,11 @@ def test_refusals(trained: str, argument: str, sentence: str) -> None:
     done = run_program("eval.py", f"checkpoint={trained}", argument, check=False)
     assert done.returncode == 1
     assert sentence in done.stderr
+
+
+def test_a_folder_of_pictures_that_may_not_be_read(trained: str, tmp_path: Path) -> None:
+    skip_unbound()
+    (tmp_path / "closed").mkdir(mode=0o000)
+    sentence = refusal("eval.py", f"checkpoint={trained}", f"images={tmp_path / 'closed'}")
+    assert f"cannot read images={tmp_path / 'closed'} " in sentence
+    assert "Permission denied" in sentence
