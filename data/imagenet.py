@@ -88,9 +88,12 @@ def has_tars(root: Path) -> bool:
 def open_devkit(root: Path) -> Devkit:
     """The devkit that lies beside the tars. Raises UserError if there is none, or a bad one."""
     if not os.path.lexists(root / DEVKIT):
+        found, where = ("has ImageNet's tars but not", "beside them")
+        if not has_tars(root):
+            found, where = ("does not have", "there")
         raise UserError(
-            f"{root} has ImageNet's tars but not {DEVKIT}, which names the classes and labels the "
-            "validation images: download it too, and put it beside them"
+            f"{root} {found} {DEVKIT}, which names the classes and labels the validation images: "
+            f"download it too, and put it {where}"
         )
     return read_devkit(root / DEVKIT)
 

@@ -12,6 +12,7 @@ from data.cache import OnProgress, no_report
 from data.folders import images_in, is_image, refuse_closed
 from data.imagenet import DEVKIT, open_devkit
 from data.index import ImageIndex, class_names, scan_folder
+from evaluation.submission import submission_ids
 
 
 def open_images(
@@ -19,7 +20,8 @@ def open_images(
 ) -> ImageIndex:
     """The images that the configuration asks for; `classes` are those the network knows.
 
-    Raises UserError if there are none, or if the validation images have other classes.
+    Raises UserError if there are none, if the validation images have other classes, or if no
+    submission could be made of the test images.
     """
     if config.images is not None:
         return _pictures(config.images, classes)
@@ -30,8 +32,10 @@ def open_images(
             f"{root} has {len(found)} validation classes but the checkpoint knows {len(classes)}: "
             "give the data.root it was trained for",
         )
-    if config.split == "test" and (folder := Path(root).expanduser().absolute() / "test").is_dir():
-        return _unlabelled(folder, classes)
+    if config.split == "test":
+        submission_ids(root, classes)  # it would be too late after hours
+        if (folder := Path(root).expanduser().absolute() / "test").is_dir():
+            return _unlabelled(folder, classes)
     return scan_folder(root, config.split, classes, on_progress)
 
 

@@ -4,15 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.pictures import Picture, draw_pictures
-from configs.errors import refusing
+from configs.errors import UserError, refusing
 from configs.schema import EvalConfig
 from configs.store import to_dict
 from evaluation.classes import class_lines
 from evaluation.guesses import Guesses, as_json, guess, guess_table
 from evaluation.images import class_words, open_images
 from evaluation.members import Member
-from evaluation.predictions import Predictions
+from evaluation.predictions import Predictions, image_list
 from evaluation.result import count_all, error_table, result_of
 from evaluation.submission import submission, write_submission
 
@@ -52,14 +54,19 @@ def outcome(config: EvalConfig, members: dict[str, Member], combined: Prediction
         result = result_of(config, list(members), errors, combined, words)
         table = error_table(errors, len(combined.classes))
         return Outcome(f"{table}\n{class_lines(result['classes'])}", result)
-    root = next(member.root for member in members.values() if member.root is not None)
+    known = (member.root for member in members.values() if member.root is not None)
+    root = next(known, config.data.root)
+    if root is None:
+        raise UserError("saved predictions do not know their data set: type data.root=... of it")
+    index = open_images(config, root, combined.classes)
+    if image_list(index, np.arange(len(index))) != combined.images:
+        raise UserError(f"{next(iter(members))} holds predictions of other images than these")
     facts = {"views": config.views, "images": len(combined.scores), "checkpoints": list(members)}
     if config.images is None:
         lines = submission(combined, root)
         result = {**facts, "config": to_dict(config)}
         text = f"{len(combined.scores)} test images: five classes for each, as ILSVRC2012_ID"
         return Outcome(text, result, submission=lines)
-    index = open_images(config, root, combined.classes)
     found = guess(combined, index, class_words(root, combined.classes))
     result = {**facts, "images": len(found), "pictures": as_json(found), "config": to_dict(config)}
     title = f"Five most probable classes, {', '.join(members)}, views={config.views}"

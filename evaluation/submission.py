@@ -19,25 +19,34 @@ def best_classes(scores: np.ndarray, count: int) -> Ints:
     return np.argsort(-scores, axis=1, kind="stable")[:, :count].astype(np.int64)
 
 
+def submission_ids(root: str, classes: list[str]) -> Ints:
+    """[K] the ILSVRC2012_ID of each class. Raises UserError where no submission can be made:
+
+    there is no devkit in the data set, it knows other classes, or there are fewer than five.
+    """
+    devkit = open_devkit(Path(root).expanduser().absolute())
+    if devkit.classes != classes:
+        raise UserError(f"the devkit in {root} has other classes than the checkpoint")
+    if len(classes) < 5:
+        raise UserError(f"a submission needs 5 classes, there are {len(classes)}")
+    return devkit.ids
+
+
 def submission(predictions: Predictions, root: str) -> str:
     """Five labels a line, best first, images in order of file name.
 
     Labels are the devkit's ILSVRC2012_IDs, 1 .. K in another order than ours. Raises UserError
-    where there is no devkit, it knows other classes, or an image has no prediction.
+    where there is no such number, or an image has no prediction.
     """
-    devkit = open_devkit(Path(root).expanduser().absolute())
-    if devkit.classes != predictions.classes:
-        raise UserError(f"the devkit in {root} has other classes than the checkpoint")
-    if len(predictions.classes) < 5:
-        raise UserError(f"a submission needs 5 classes, there are {len(predictions.classes)}")
+    ids = submission_ids(root, predictions.classes)
     unread = int((~np.isfinite(predictions.scores).all(axis=1)).sum())
     if unread:
         raise UserError(
             f"{unread} test images could not be read: a submission has a line for each, replace "
             "the files"
         )
-    ids = devkit.ids[best_classes(predictions.scores, 5)]
-    return "".join(" ".join(map(str, row)) + "\n" for row in ids.tolist())
+    rows = ids[best_classes(predictions.scores, 5)]
+    return "".join(" ".join(map(str, row)) + "\n" for row in rows.tolist())
 
 
 def write_submission(path: Path, text: str) -> None:

@@ -67,15 +67,40 @@ def test_a_submission_has_five_ids_for_each_test_image_in_order(
 
 
 def test_a_submission_needs_the_devkit(trained: str, official: Official, tmp_path: Path) -> None:
+    """And says so before any image is looked at."""
     (tmp_path / "test").mkdir()
-    extract(official.root / TEST, tmp_path)
+    (tmp_path / "test" / "a.JPEG").write_bytes(b"no image")
     arguments = ["eval.py", f"checkpoint={trained}", "split=test", f"data.root={tmp_path}"]
     done = run_program(*arguments, f"out={tmp_path / 'a.json'}", check=False)
     assert done.returncode == 1
-    assert DEVKIT in done.stderr
+    assert f"{tmp_path} does not have {DEVKIT}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "a.json").exists()
     assert not (tmp_path / "a.txt").exists()
+
+
+def test_saved_predictions_make_a_submission(
+    trained: str, official: Official, tmp_path: Path
+) -> None:
+    """As those of several networks, which are tested one after the other (Table 7)."""
+    saved, val = tmp_path / "a.npz", tmp_path / "val.npz"
+    common = ["eval.py", f"checkpoint={trained}"]
+    run_program(*common, "split=test", f"out={tmp_path / 'a.json'}", f"save_predictions={saved}")
+    run_program(*common, f"out={tmp_path / 'val.json'}", f"save_predictions={val}")
+    again = ["eval.py", f"checkpoint={saved}", "split=test", f"out={tmp_path / 'b.json'}"]
+    run_program(*again, f"data.root={official.root}")
+    rows = [(tmp_path / f"{name}.txt").read_text().splitlines() for name in "ab"]
+    assert len(rows[0]) == len(rows[1]) == len(official.test)
+    assert [set(row.split()) for row in rows[0]] == [set(row.split()) for row in rows[1]]
+    others = ["eval.py", f"checkpoint={val}", "split=test", f"data.root={official.root}"]
+    for command, sentence in (
+        (again, "type data.root="),
+        (others, "val.npz holds predictions of other images"),
+    ):
+        done = run_program(*command, f"out={tmp_path / 'c.json'}", check=False)
+        assert done.returncode == 1
+        assert sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_pictures_are_named_as_the_same_images_of_the_data_set_are(
