@@ -1,6 +1,5 @@
 """Pictures with the true label, if it is known, and five predictions, as the paper's Figs. 4, 5."""
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from textwrap import shorten
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+
+from data.files import decode_rgb
 
 from analysis.style import BLUE, GREY, VERMILLION
 
@@ -50,8 +50,7 @@ def draw_pictures(pictures: list[Picture], path: Path, title: str) -> None:
 
 
 def _draw_image(axes: Axes, picture: Picture) -> None:
-    with Image.open(io.BytesIO(picture.image)) as image:
-        small = image.convert("RGB")
+    small = decode_rgb(picture.image)  # as the network sees it
     small.thumbnail((_SIDE, _SIDE))
     axes.imshow(small, interpolation="none")
     if picture.truth is None:

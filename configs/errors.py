@@ -1,5 +1,6 @@
 """How bad input is refused: one readable sentence on stderr and a non-zero exit status."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ class UserError(Exception):
 def one_sentence() -> Iterator[None]:
     """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
 
-    Any other exception is a defect of ours and keeps its traceback.
+    Any other exception is a defect of ours and keeps its traceback. File names that are not UTF-8
+    are printed escaped, on stdout as they are on stderr.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:

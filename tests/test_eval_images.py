@@ -109,12 +109,14 @@ def test_pictures_are_named_as_the_same_images_of_the_data_set_are(
     folder = unpack(official, tmp_path / "folders") / "val"
     name = official.classes[3]
     pictures = sorted((folder / name).iterdir())
-    other = tmp_path / "my picture.png"  # its class is not known
+    (own := tmp_path / "my own").mkdir()
+    other = own / os.fsdecode(b"pictur\xe9.png")  # of unknown class, and not UTF-8
     Image.effect_noise((90, 70), 50).save(other)
     out = tmp_path / "named.json"
-    images = f"images=[{folder / name},'{other}']"
+    images = f"images=[{folder / name},'{own}']"
     common = [f"checkpoint={trained}", "views=centre"]
-    done = run_program("eval.py", *common, images, f"out={out}")
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as most terminals; not so where LANG is C
+    done = run_program("eval.py", *common, images, f"out={out}", **strict)
     rows = json.loads(out.read_text())["pictures"]
     assert [row["image"] for row in rows] == [*map(str, pictures), str(other)]
     assert [row["truth"] for row in rows] == [name, name, None]
