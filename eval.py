@@ -19,7 +19,7 @@ from configs.store import register, to_config
 from configs.validate import checkpoint_list, validate_eval
 from engine.distributed import World, open_world
 from evaluation.members import open_member
-from evaluation.outcome import outcome
+from evaluation.outcome import outcome, refuse_overwriting
 from evaluation.predictions import ensemble, save_predictions
 from evaluation.result import result_path, write_result
 
@@ -31,6 +31,7 @@ def evaluate(config: EvalConfig, world: World) -> None:
     validate_eval(config)
     paths = [Path(path) for path in checkpoint_list(config)]
     out = result_path(config, paths)
+    refuse_overwriting(config, out)
     parts = out.with_suffix(".parts")
     members = {str(path): open_member(path, config, world, parts) for path in paths}
     predictions = {name: member.predictions for name, member in members.items()}
@@ -42,8 +43,8 @@ def evaluate(config: EvalConfig, world: World) -> None:
     print(found.text)
     if config.save_predictions:
         save_predictions(Path(config.save_predictions), combined)
-    others = found.write_others(out)
     write_result(out, found.result)
+    others = found.write_others(out)
     shutil.rmtree(parts, ignore_errors=True)
     print(f"written: {', '.join(map(str, [out, *others]))}")
 

@@ -177,6 +177,9 @@ def validate_eval(config: EvalConfig) -> None:
         config.save_predictions is None or config.save_predictions.endswith(".npz"),
         f"save_predictions={config.save_predictions} must end in .npz",
     )
+    require(
+        config.out is None or config.out.endswith(".json"), f"out={config.out} must end in .json"
+    )
 
 
 def checkpoint_list(config: EvalConfig) -> list[str]:

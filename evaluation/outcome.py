@@ -1,5 +1,8 @@
 """What an evaluation ends with: errors, a file to submit, or guesses about single pictures."""
 
+import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from evaluation.result import count_all, error_table, result_of
 from evaluation.submission import submission, write_submission
 
 _SHOWN = 24  # pictures in a figure
+_FIGURE, _SUBMISSION = ".png", ".txt"  # beside the result file
 
 
 @dataclass
@@ -35,13 +39,35 @@ class Outcome:
         """Write what goes beside the result file; raises UserError where it cannot be written."""
         written = []
         if self.submission is not None:
-            written.append(result_file.with_suffix(".txt"))
+            written.append(result_file.with_suffix(_SUBMISSION))
             write_submission(written[-1], self.submission)
         if self.pictures:
-            written.append(result_file.with_suffix(".png"))
+            written.append(result_file.with_suffix(_FIGURE))
             with refusing(OSError, what=f"could not write {written[-1]}"):
                 draw_pictures(self.pictures, written[-1], self.title)
         return written
+
+
+def refuse_overwriting(config: EvalConfig, out: Path) -> None:
+    """Raises UserError if the results would replace a file that is not such a result itself.
+
+    Of images=cat.png out=cat.json, the figure would be written into the place of the image.
+    """
+    earlier: dict[str, Any] = {}
+    with suppress(OSError, ValueError, AttributeError):
+        earlier = dict(json.loads(out.read_bytes()).get("config") or {})
+    named, split = earlier.get("images") is not None, earlier.get("split")
+    others = []
+    if config.images is not None:
+        others = [] if named else [out.with_suffix(_FIGURE)]
+    elif config.split == "test":
+        others = [] if split == "test" and not named else [out.with_suffix(_SUBMISSION)]
+    for path in ([] if earlier else [out]) + others:
+        if os.path.lexists(path):
+            raise UserError(
+                f"{path} is there already, and is not what eval.py wrote for such a command: give "
+                "out=FILE.json for results of another name"
+            )
 
 
 def outcome(config: EvalConfig, members: dict[str, Member], combined: Predictions) -> Outcome:

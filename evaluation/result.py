@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,18 @@ def result_path(config: EvalConfig, paths: list[Path]) -> Path:
     folder = first.parent.parent if first.parent.name == "checkpoints" else first.parent
     how = [config.views, *(["square"] if config.square else []), *map(str, config.scales or [])]
     how += ["on-map"] if config.on_map else []
-    how += ["pictures"] if config.images is not None else []
+    how += ["pictures", _first_name(config.images)] if config.images else []
     how += ["test"] if config.split == "test" else []
     how += ["logits"] if config.average == "logits" else []
     how += [f"of-{config.subset}"] if config.subset else []
     how += [f"and-{len(paths) - 1}-more"] if len(paths) > 1 else []
     return folder / ("-".join(["result", first.stem, *how]) + ".json")
+
+
+def _first_name(images: str | list[str]) -> str:
+    """So that the results of some pictures do not replace those of others."""
+    first = images if isinstance(images, str) else str(images[0])
+    return Path(os.path.abspath(first)).stem[:40]
 
 
 def result_of(
