@@ -147,8 +147,11 @@ class TarBytes:
         data = os.pread(handle, size, offset)
         while len(data) < size:  # a signal or a network file system may cut a read
             more = os.pread(handle, size - len(data), offset + len(data))
-            if not more:
-                raise OSError(f"the tar ends at byte {offset + len(data)}, inside this image")
+            if not more:  # no fault of this image, which others could stand in for
+                raise UserError(
+                    f"{self.path} has changed since it was indexed: it ends at byte "
+                    f"{offset + len(data)}, inside an image"
+                )
             data += more
         return data
 

@@ -104,8 +104,19 @@ def test_a_tar_cut_while_it_is_read(official: Official) -> None:
     index.read(0)
     middle = int(index.tar.offsets[5]) + 10
     os.truncate(official.root / VAL, middle)
-    with pytest.raises(OSError, match=rf"ends at byte {middle}, inside"):
+    with pytest.raises(UserError, match=rf"has changed .* ends at byte {middle}, inside"):
         index.read(5)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_other_images_do_not_stand_in_for_a_cut_tar(official: Official, name: str) -> None:
+    index = scan_folder(official.root, "train")
+    draws = training_batches(0, 0, 200, 4, len(index), (36, 64))
+    batches = load(index, draws, 32, LoaderConfig(name=name, workers=1), "skip", pytest.fail)
+    next(batches)
+    os.truncate(official.root / TRAIN, 10_000)
+    with pytest.raises(UserError, match=rf"{TRAIN} has changed since it was indexed"):
+        list(batches)
 
 
 def test_a_tar_that_is_gone(official: Official) -> None:
