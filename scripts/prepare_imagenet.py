@@ -106,6 +106,7 @@ def mean(arguments: argparse.Namespace) -> None:
         )
     with refusing(OSError, what=f"cannot write {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
+    require(os.access(out.parent, os.W_OK), f"cannot write {out}: {out.parent} is not writable")
     train = scan_folder(root, "train")
     found = statistics(train, crop, scale, arguments.workers, arguments.skip)
     text = json.dumps(facts_of(found, scale, train.fingerprint()), indent=1) + "\n"

@@ -37,6 +37,15 @@ def test_a_folder_that_may_not_be_entered(closed: Official, tmp_path: Path) -> N
     assert f"cannot read {inside} (Permission denied)" in refusal(program, "check", inside)
 
 
+def test_a_mean_image_that_could_not_be_written(closed: Official, tmp_path: Path) -> None:
+    """Is refused before an hour of work: here, before the images are found to be none."""
+    closed.root.chmod(0o755)
+    (folder := tmp_path / "read-only").mkdir(mode=0o555)
+    out = folder / "mean.npy"
+    sentence = refusal("scripts/prepare_imagenet.py", "mean", closed.root, "--out", out)
+    assert f"cannot write {out}: {folder} is not writable" in sentence
+
+
 def test_files_that_may_not_be_read(closed: Official, tmp_path: Path) -> None:
     closed.root.chmod(0o755)
     (closed.root / TRAIN).chmod(0o000)
