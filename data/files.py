@@ -6,6 +6,7 @@ refuse the same files.
 
 import io
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -26,6 +27,10 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
 _JPEG_ADOBE, _JPEG_SCAN = 0xEE, 0xDA
 _GIVE_UP = 1000  # unreadable images in a row: the storage is gone, not an image
+
+
+# Of metadata, which is not looked at: what it says of some of ImageNet's files is known.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class BadImage(Exception):

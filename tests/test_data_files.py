@@ -10,6 +10,7 @@ from PIL import Image
 
 from configs.errors import UserError
 from data.index import ImageIndex
+from tests.conftest import run_program
 from tests.pictures import (
     CROP,
     LOADERS,
@@ -75,6 +76,13 @@ def test_odd_files_are_rgb_and_agree(make_index):
         if kind == "16-bit png":  # Pillow's own conversion clips: the high byte is meant
             data = encoded(Image.fromarray(picture(300, 400)[..., 0]), "PNG")
         assert difference(ours["torchvision"][row], literal(data, draws, row)) < 0.3, kind
+
+
+def test_corrupt_metadata_is_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(odd_files()["exif corrupt"])
+    program = "import sys; from data.files import *; decode_rgb(open(sys.argv[1], 'rb').read())"
+    done = run_program("-c", program, str(tmp_path / "a.jpg"))
+    assert done.stderr == ""
 
 
 def bad_files() -> dict[str, bytes]:
