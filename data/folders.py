@@ -12,6 +12,7 @@ from data.cache import Arrays, OnProgress, no_report, scan_once
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
 EXTENSION_NAMES = " ".join(extension.decode() for extension in EXTENSIONS)
+UNFINISHED = ".unfinished"  # a file in a split that data/writing.py has begun and not ended
 SCAN_THREADS = 16  # network file systems answer slowly but many at a time
 
 
@@ -53,9 +54,15 @@ def list_classes(
 
     Hidden files, other files and deeper folders are ignored, links are followed. The scan is kept
     in the user's cache folder and repeated when a class folder has changed. Raises UserError if
-    there is no class or no image, or in training a class without images.
+    there is no class or no image, in training a class without images, or if classes are still to
+    be written: fewer validation images would pass unnoticed.
     """
     folders = class_folders(folder)
+    if (folder / UNFINISHED).exists():
+        raise UserError(
+            f"{folder} is not whole, scripts/prepare_imagenet.py was interrupted: give the same "
+            "command again"
+        )
     if not folders:
         raise UserError(
             f"{folder} has no class folders: images are expected as {folder}/<class>/<image>"

@@ -1,7 +1,8 @@
 """Images written into the folder layout, `OUT/<split>/<class>/*` and `OUT/test/*`.
 
 A class is written into a hidden folder beside its place, which data/folders.py does not see, and
-takes its place once it is whole: a folder that is there is finished. Names are those that
+takes its place once it is whole: a folder that is there is finished. Until all classes of a split
+are, a file in it says so, and the split is refused as a data set. Names are those that
 data/tars.py lists, without folders, of regular files.
 """
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from configs.errors import UserError
 from data.contents import rows_of_classes
+from data.folders import UNFINISHED
 from data.index import ImageIndex
 from data.tars import readable
 
@@ -93,7 +95,13 @@ def write_splits(out: Path, splits: dict[str, ImageIndex], workers: int) -> dict
             if os.path.lexists(one.part):
                 shutil.rmtree(one.part)
         _refuse_full_disk(out, missing)
+        marks = {one.path.parent / UNFINISHED for one in missing if one.path.parent != out}
+        for mark in marks:
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
         _write_all(missing, workers)
+        for split in folders:  # also those that an earlier call has left with the last class there
+            (out / split / UNFINISHED).unlink(missing_ok=True)
     return written
 
 

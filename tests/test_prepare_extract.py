@@ -16,6 +16,7 @@ import pytest
 
 from configs.errors import UserError
 from data.extract import tar_index
+from data.folders import UNFINISHED
 from data.index import scan_folder
 from data.writing import write_splits
 from tests.conftest import ROOT
@@ -77,10 +78,14 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             if (out / "train" / wnid).exists():
                 assert tree(out / "train" / wnid) == files
         left += len(list(out.rglob(".*.part")))
+        for split in ("train", "val"):  # what is there is not taken for a data set
+            with pytest.raises(UserError, match=r"is not whole, .* was interrupted"):
+                scan_folder(out, split)
     assert left  # a class was being written at some kill
     prepare(*arguments[1:])
     truth = tree(unpack(official, tmp_path / "truth"))
     assert tree(out) == truth | {f"test/{name}": data for name, data in official.test.items()}
+    assert len(scan_folder(out, "val")) == len(official.val)
 
 
 def folders(out: Path) -> int:
@@ -142,7 +147,7 @@ def test_a_tar_that_changed_meanwhile(official: Official, tmp_path: Path) -> Non
     (official.root / TRAIN).write_bytes(nested(official.train))
     with pytest.raises(UserError, match="has changed since it was indexed"):
         write_splits(out, {"train": index}, workers=1)
-    assert tree(out) == {}
+    assert tree(out) == {f"train/{UNFINISHED}": b""}
     prepare("extract", official.root, out)  # the kept scan is not believed
     assert tree(out / "train" / first) == {"another.JPEG": b"another"}
     official.train[first] = {"third.JPEG": b"third"}
