@@ -153,7 +153,8 @@ def _check_contents(
     report.add(name, found.faults)
     if found.faults and index.tar and devkit:
         usable = len(index) if split == "test" else int((index.labels >= 0).sum())
-        report.tell(f"(extract --partial saves {usable:,} images)")
+        if usable:
+            report.tell(f"(extract --partial saves {usable:,} images)")
     expected = facts.num_images.get(split, len(index))
     if len(index) != expected:
         report.add(name, [f"has {len(index):,} images, not {expected:,}"])

@@ -37,7 +37,6 @@ TARS = {
 }
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
-_MEND = "download it again, or save these by scripts/prepare_imagenet.py extract --partial"
 _FORMAT = 1  # of the kept scan: to be raised when it changes
 
 
@@ -88,12 +87,10 @@ def has_tars(root: Path) -> bool:
 def open_devkit(root: Path) -> Devkit:
     """The devkit that lies beside the tars. Raises UserError if there is none, or a bad one."""
     if not os.path.lexists(root / DEVKIT):
-        found, where = ("has ImageNet's tars but not", "beside them")
-        if not has_tars(root):
-            found, where = ("does not have", "there")
+        found = "has ImageNet's tars but not" if has_tars(root) else "does not have"
         raise UserError(
             f"{root} {found} {DEVKIT}, which names the classes and labels the validation images: "
-            f"download it too, and put it {where}"
+            "download it too, and put it there"
         )
     return read_devkit(root / DEVKIT)
 
@@ -189,7 +186,8 @@ def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:
     if found.faults:
         raise UserError(
             f"{path} {found.faults[0]}{_more(found.faults)}: {len(found.classes):,} of its "
-            f"{len(devkit.wnids):,} classes, {found.num_images:,} images, are whole; {_MEND}"
+            f"{len(devkit.wnids):,} classes, {found.num_images:,} images, are whole; "
+            + _mend(found.num_images)
         )
     names = [one.name for one in found.classes]
     for these, those, how in ((devkit.wnids, names, "lacks"), (names, devkit.wnids, "has")):
@@ -215,7 +213,7 @@ def _scan_flat(path: Path, devkit: Devkit, split: str) -> Arrays:
         found = list_images(file)
     count = len(found.names)
     if found.fault:
-        raise UserError(f"{path} {found.fault}: {count:,} of its images are whole; {_MEND}")
+        raise UserError(f"{path} {found.fault}: {count:,} of its images are whole; {_mend(count)}")
     if not count:
         raise UserError(f"{path} holds no images: download it again")
     classes, counts = devkit.classes, np.zeros(len(devkit.wnids), np.int64)
@@ -245,6 +243,11 @@ def unlabelled(names: npt.NDArray[np.bytes_]) -> list[str]:
     if not len(names):
         return []
     return [f"holds {os.fsdecode(names[0])!r} ({len(names):,} such), which {DEVKIT} does not label"]
+
+
+def _mend(usable: int) -> str:
+    save = ", or save these by scripts/prepare_imagenet.py extract --partial" if usable else ""
+    return f"download it again{save}"
 
 
 def _more(things: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ def test_everything_wrong_is_named(official: Official, facts: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
-        (DEVKIT, rf"{DEVKIT} is missing: .* download it too, and put it beside them"),
+        (DEVKIT, rf"{DEVKIT} is missing: .* download it too, and put it there"),
         (TRAIN, f"has neither {TRAIN} nor a folder train/: download it"),
         (VAL, f"has neither {VAL} nor a folder val/: download it"),
     ],
