@@ -34,6 +34,7 @@ def evaluate(config: EvalConfig, world: World) -> None:
     refuse_overwriting(config, out)
     parts = out.with_suffix(".parts")
     members = {str(path): open_member(path, config, world, parts) for path in paths}
+    world.barrier()  # all have read the parts, which the main process takes away
     predictions = {name: member.predictions for name, member in members.items()}
     combined = ensemble(predictions, config.weights)
     found = outcome(config, members, combined)
