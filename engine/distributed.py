@@ -1,6 +1,7 @@
 """The processes of a job. One process is a world of size 1: the same calls, doing nothing."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,10 +45,14 @@ class World:
         """The network with gradients averaged over the processes in backward."""
         if self.size == 1:
             return network
-        # Buffers are constants. Gradients live in what is sent, not beside it.
-        return DistributedDataParallel(
-            network, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with (
+            warnings.catch_warnings()
+        ):  # of a new name for broadcast_buffers, unknown to torch 2.11
+            warnings.simplefilter("ignore", FutureWarning)
+            # Buffers are constants. Gradients live in what is sent, not beside it.
+            return DistributedDataParallel(
+                network, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes, on the CPU; every process gets it."""

@@ -86,6 +86,8 @@ class Trainer:
             with stream as batches, StopRequest(self.world) as self.stop, self.writer:
                 while self.progress.validated < self.total:
                     self.train_one_epoch(batches)
+                self.writer.wait()
+                self.world.barrier()  # launchers end the others some time after the first has left
         finally:
             self.log.close()
 

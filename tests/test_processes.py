@@ -17,7 +17,15 @@ from data.streams import training_stream
 from engine.distributed import World
 from evaluation.predictions import load_predictions
 from models.network import build_network
-from tests.conftest import ROOT, TINY, composed, free_port, metrics, run_program, torchrun
+from tests.conftest import (
+    ROOT,
+    TINY,
+    composed,
+    free_port,
+    metrics,
+    run_program,
+    torchrun,
+)
 
 STEPS = 14  # more than an epoch of 200 images in batches of 16
 
@@ -156,25 +164,3 @@ def test_eval_by_three_processes(one: Path, many: Path, tmp_path: Path) -> None:
     assert [result["images"] for result in results] == [50, 2050]
     for error in ("top1_error", "top5_error"):
         assert results[1]["combined"][error] == results[0]["combined"][error]
-
-
-# eval.py in which process 1 reads slowly what all have computed.
-SLOW_READER = """
-import os, time
-import eval
-from evaluation.parts import Parts
-read = Parts.read
-def slowly(self):
-    time.sleep(3 * int(os.environ["RANK"]))
-    return read(self)
-Parts.read = slowly
-eval.main()
-"""
-
-
-def test_parts_stay_until_all_processes_have_read_them(one: Path, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_READER)
-    best, out = one / "checkpoints" / "best.pt", tmp_path / "result.json"
-    torchrun(2, str(tmp_path / "slow.py"), f"checkpoint={best}", f"out={out}")
-    assert json.loads(out.read_text())["images"] == 50
-    assert not out.with_suffix(".parts").exists()

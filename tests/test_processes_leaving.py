@@ -1,0 +1,100 @@
+"""Processes that leave: together, with everything saved, and none while another needs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.log import read_metrics
+from tests.conftest import ROOT, checkpoint, free_port, metrics, torchrun
+from tests.test_train import same_tensors
+
+
+@contextmanager
+def pair(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes, as srun starts them: nobody ends one because of the other."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**env, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_one_process_is_told_to_stop_and_both_do(fifty: list[str], runs: Path, two: Path) -> None:
+    """At the same step, saved, both with status 75; the same command goes on from there."""
+    folder = runs / "told-one"
+    arguments = [*fifty, f"name={folder.name}", "checkpoint.every_steps=0"]
+    with pair(*arguments) as processes:
+        while len(read_metrics(folder / "metrics.jsonl")) < 3:
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.001)
+        processes[1].send_signal(signal.SIGTERM)
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+        assert [process.returncode for process in processes] == [75, 75], errors
+    step = checkpoint(folder)["progress"]["step"]
+    assert step in (10, 20)
+    assert errors == [f"stopped by a signal, saved at step {step} of 50\n"] * 2
+    torchrun(2, *arguments)
+    assert same_tensors(checkpoint(folder)["network"], checkpoint(two)["network"])
+    assert metrics(folder) == metrics(two)
+
+
+SLOW_DISK = """
+import time, torch, train
+save = torch.save
+def slowly(*arguments):
+    time.sleep(4)
+    save(*arguments)
+torch.save = slowly
+train.main()
+"""
+
+
+def test_no_process_ends_before_the_last_write(fifty: list[str], runs: Path) -> None:
+    """A launcher may end the others some time after the first that has left."""
+    arguments = [*fifty[1:], "name=slow-pair", "max_steps=2", "val_subset=4"]
+    with pair("-c", SLOW_DISK, *arguments) as processes:
+        assert processes[1].wait(timeout=300) == 0
+        progress = checkpoint(runs / "slow-pair")["progress"]
+        assert (progress["step"], progress["validated"]) == (2, 2)
+        assert processes[0].wait(timeout=60) == 0
+
+
+# eval.py in which process 1 reads slowly what all have computed.
+SLOW_READER = """
+import os, time
+import eval
+from evaluation.parts import Parts
+read = Parts.read
+def slowly(self):
+    time.sleep(3 * int(os.environ["RANK"]))
+    return read(self)
+Parts.read = slowly
+eval.main()
+"""
+
+
+def test_parts_stay_until_all_processes_have_read_them(two: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_READER)
+    best, out = two / "checkpoints" / "best.pt", tmp_path / "result.json"
+    torchrun(2, str(tmp_path / "slow.py"), f"checkpoint={best}", f"out={out}")
+    assert json.loads(out.read_text())["images"] == 50
+    assert not out.with_suffix(".parts").exists()
