@@ -18,6 +18,7 @@ from configs.schema import EvalConfig
 from configs.store import register, to_config
 from configs.validate import checkpoint_list, validate_eval
 from engine.distributed import World, open_world
+from engine.stopping import StopRequest
 from evaluation.members import open_member
 from evaluation.outcome import outcome, refuse_overwriting
 from evaluation.predictions import ensemble, save_predictions
@@ -33,7 +34,8 @@ def evaluate(config: EvalConfig, world: World) -> None:
     out = result_path(config, paths)
     refuse_overwriting(config, out)
     parts = out.with_suffix(".parts")
-    members = {str(path): open_member(path, config, world, parts) for path in paths}
+    with StopRequest(world) as stop:
+        members = {str(path): open_member(path, config, stop, parts) for path in paths}
     world.barrier()  # all have read the parts, which the main process takes away
     predictions = {name: member.predictions for name, member in members.items()}
     combined = ensemble(predictions, config.weights)

@@ -19,7 +19,7 @@ _AGREE_EVERY = 10
 
 
 class Stopped(UserError):
-    """The run was told to stop, and is saved."""
+    """The program was told to stop, and what it did is saved."""
 
     status = STOPPED
     prefix = ""

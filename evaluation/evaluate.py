@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from configs.schema import EvalConfig
 from data.draws import Ints, centre_batches
 from data.index import ImageIndex
 from data.load import load
-from engine.watchdog import Watch
+from engine.stopping import StopRequest
 from evaluation.parts import Parts
 from evaluation.viewer import Viewer
 
@@ -28,15 +29,16 @@ def score_images(
     mine: Ints,
     config: EvalConfig,
     on_event: Callable[[str], None],
-    watch: Watch,
+    stop: StopRequest,
 ) -> None:
-    """Fill `parts` with the scores of chosen[mine], resized to `scale`.
+    """Fill `parts` with the scores of chosen[mine], resized to `scale`; told to stop, with some.
 
     Scores do not depend on which images are together in a batch.
     """
     draws = centre_batches(chosen[mine], scale, config.batch_size)
     batches = load(index, draws, None, config.loader, config.data.on_error, on_event)
-    with tqdm(total=len(mine), desc=f"scale {scale}", unit="img", disable=None) as bar:
+    bar = tqdm(total=len(mine), desc=f"scale {scale}", unit="img", disable=None)
+    with closing(batches), bar:
 
         def images() -> Iterator[tuple[int, Tensor]]:
             """Position and pixels of every readable image."""
@@ -51,11 +53,14 @@ def score_images(
                     bar.update()
 
         for positions, pixels in equal_sizes(images(), config.batch_size):
-            watch.alive(f"scale {scale}")
+            stop.world.watch.alive(f"scale {scale}")
             scores = viewer.scores(pixels).numpy()
             for position, row in zip(positions, scores, strict=True):
                 parts.put(position, row)
             bar.update(len(positions))
+            if stop.asked:
+                parts.keep()
+                return
 
 
 def equal_sizes(

@@ -16,6 +16,7 @@ from data.draws import subset
 from engine.checkpoint import load_checkpoint
 from engine.distributed import World
 from engine.precision import set_precision
+from engine.stopping import Stopped, StopRequest
 from evaluation.evaluate import score_images
 from evaluation.images import open_images
 from evaluation.parts import Parts
@@ -40,15 +41,19 @@ class Member:
     root: str | None = None  # the data set it was tested on
 
 
-def open_member(path: Path, config: EvalConfig, world: World, folder: Path) -> Member:
+def open_member(path: Path, config: EvalConfig, stop: StopRequest, folder: Path) -> Member:
     """A checkpoint, evaluated, or a file of saved predictions (.npz)."""
     if path.suffix == ".npz":
         return Member(load_predictions(path))
-    return evaluate_checkpoint(path, config, world, folder)
+    return evaluate_checkpoint(path, config, stop, folder)
 
 
-def evaluate_checkpoint(path: Path, config: EvalConfig, world: World, folder: Path) -> Member:
-    """Score all images at all scales; what an earlier session left in `folder` is used."""
+def evaluate_checkpoint(path: Path, config: EvalConfig, stop: StopRequest, folder: Path) -> Member:
+    """Score all images at all scales; what an earlier session left in `folder` is used.
+
+    Raises Stopped, with all scores of all processes in `folder`, where a signal asks for it.
+    """
+    world = stop.world
     state = load_checkpoint(path)
     run = from_dict(state["config"], TrainConfig)
     scales = config.scales or default_scales(config.views, run.data.crop, val_scale(run.data))
@@ -67,8 +72,9 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, world: World, folder: Pa
         parts = Parts(folder / key, len(chosen), len(index.classes))
         mine = parts.pending(world.rank, world.size)
         if len(mine):
-            score_images(viewer, index, chosen, scale, parts, mine, config, print, world.watch)
-        world.barrier()
+            score_images(viewer, index, chosen, scale, parts, mine, config, print, stop)
+        if stop.agreed():
+            raise Stopped(f"stopped by a signal at scale {scale}, saved in {folder}")
         found[scale] = parts.read()
     weights = scale_weights(config.views, scales, run.data.crop, val_scale(run.data))
     scores = weighted_mean(list(found.values()), [float(weight) for weight in weights])

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 from data.index import scan_folder
+from engine.distributed import World
 from engine.precision import Precision
-from engine.watchdog import Watch
+from engine.stopping import StopRequest
 from evaluation.errors import ErrorCounts, label_ranks
 from evaluation.evaluate import score_images
 from evaluation.parts import Parts
@@ -69,7 +70,8 @@ def test_ten_views_against_pillow(synthetic: Path, tmp_path: Path, square: bool)
     loader = ["loader=torchvision", "loader.workers=0", "batch_size=3"]
     config = composed("checkpoint=x", *loader, program="eval")
     parts = Parts(tmp_path, len(chosen), 10, size=4)
-    score_images(viewer, index, chosen, 80, parts, parts.pending(0, 1), config, print, Watch())
+    stop = StopRequest(World(0, 1, torch.device("cpu")))
+    score_images(viewer, index, chosen, 80, parts, parts.pending(0, 1), config, print, stop)
     assert len(parts.pending(0, 1)) == 0
     for i, row in zip(chosen, parts.read(), strict=True):
         scores = torch.from_numpy(row)

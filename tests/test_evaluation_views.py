@@ -168,7 +168,7 @@ def test_parts_resume_where_they_were_left(tmp_path: Path) -> None:
     parts = Parts(tmp_path, 10, 3, size=4)
     for position in (0, 2, 3, 1, 4, 5):  # the second part stays incomplete
         parts.put(position, scores[position])
-    again = Parts(tmp_path, 10, 3, size=4)
+    again = Parts(tmp_path, 10, 3, size=4)  # as after a kill
     assert again.pending(0, 1).tolist() == [4, 5, 6, 7, 8, 9]
     assert again.pending(0, 2).tolist() == [8, 9]
     assert again.pending(1, 2).tolist() == [4, 5, 6, 7]
@@ -179,6 +179,28 @@ def test_parts_resume_where_they_were_left(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.read(), expected)
     counts = count_errors(again.read(), np.zeros(10, np.int64))
     assert counts.images == 9  # the unreadable one does not count
+
+
+def test_parts_that_are_not_full_are_kept_when_told_to_stop(tmp_path: Path) -> None:
+    """Stopped twice, by another number of processes each time: no image is scored again."""
+    scores = np.random.default_rng(0).random((10, 3), np.float32)
+    parts = Parts(tmp_path, 10, 3, size=4)
+    for position in (0, 2, 3, 1, 5, 4, 8):
+        parts.put(position, None if position == 5 else scores[position])
+    parts.keep()
+    second = [Parts(tmp_path, 10, 3, size=4) for _ in range(2)]
+    assert [one.pending(rank, 2).tolist() for rank, one in enumerate(second)] == [[9], [6, 7]]
+    second[1].put(7, scores[7])
+    second[1].keep()
+    third = Parts(tmp_path, 10, 3, size=4)
+    assert third.pending(0, 1).tolist() == [6, 9]
+    for position in (6, 9):
+        third.put(position, scores[position])
+    scores[5] = math.nan
+    np.testing.assert_array_equal(third.read(), scores)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"part-0000{part}.npy" for part in range(3)
+    ]
 
 
 def predictions(scores: np.ndarray, images: str = "a") -> Predictions:

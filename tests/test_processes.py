@@ -17,15 +17,7 @@ from data.streams import training_stream
 from engine.distributed import World
 from evaluation.predictions import load_predictions
 from models.network import build_network
-from tests.conftest import (
-    ROOT,
-    TINY,
-    composed,
-    free_port,
-    metrics,
-    run_program,
-    torchrun,
-)
+from tests.conftest import ROOT, TINY, composed, free_port, metrics, run_program, torchrun
 
 STEPS = 14  # more than an epoch of 200 images in batches of 16
 

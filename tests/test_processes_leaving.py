@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.log import read_metrics
-from tests.conftest import ROOT, checkpoint, free_port, metrics, torchrun
+from tests.conftest import ROOT, checkpoint, free_port, metrics, run_program, torchrun
 from tests.test_train import same_tensors
 
 
@@ -76,6 +76,29 @@ def test_no_process_ends_before_the_last_write(fifty: list[str], runs: Path) -> 
         progress = checkpoint(runs / "slow-pair")["progress"]
         assert (progress["step"], progress["validated"]) == (2, 2)
         assert processes[0].wait(timeout=60) == 0
+
+
+def test_an_evaluation_told_to_stop_keeps_what_it_has(two: Path, tmp_path: Path) -> None:
+    """One process scores the one part that there is, the other waits for it; both are told."""
+    best, out = two / "checkpoints" / "best.pt", tmp_path / "result.json"
+    arguments = ["eval.py", f"checkpoint={best}", "views=dense", "batch_size=1"]
+    scales = "scales=[72,224]"
+    with pair(*arguments, scales, f"out={out}") as processes:
+        while not list(tmp_path.glob("result.parts/*/part-00000.npy")):
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.001)
+        for process in processes:
+            process.send_signal(signal.SIGUSR1)
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+        assert [process.returncode for process in processes] == [75, 75], errors
+    assert all(error.startswith("stopped by a signal at scale ") for error in errors)
+    assert not out.exists()
+    run_program(*arguments, scales, f"out={out}")
+    run_program(*arguments, scales, f"out={tmp_path}/undisturbed.json")
+    kept, fresh = (json.loads(path.read_text()) for path in (out, tmp_path / "undisturbed.json"))
+    assert kept["images"] == 50
+    assert kept["scales"] == fresh["scales"]
+    assert kept["combined"] == fresh["combined"]
 
 
 # eval.py in which process 1 reads slowly what all have computed.
