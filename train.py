@@ -54,11 +54,11 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     connected = parallel.connect(network)
     step = TrainingStep(connected, optimizer, mean, precision, micro, compiled=compiled)
     batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))
-    validated = subset(len(dataset.val), config.val_subset)[world.rank :: world.size]
+    val = subset(len(dataset.val), config.val_subset)
 
     def centre(on_event: OnEvent) -> ErrorCounts:
-        seen = centre_stream(config, dataset.val, validated, micro, on_event)
-        return centre_errors(parallel.whole_network(network), seen, mean, precision, world)
+        own = centre_stream(config, dataset.val, val[world.rank :: world.size], micro, on_event)
+        return centre_errors(parallel.whole_network(network), own, mean, precision, world, len(val))
 
     return Trainer(config, dataset, world, folder, parallel, network, step, batches, centre)
 

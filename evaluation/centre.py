@@ -25,22 +25,29 @@ def class_probabilities(
 
 
 def centre_errors(
-    network: nn.Module, batches: Iterable[Batch], mean: Tensor, precision: Precision, world: World
+    network: nn.Module,
+    batches: Iterable[Batch],
+    mean: Tensor,
+    precision: Precision,
+    world: World,
+    num_images: int,
 ) -> ErrorCounts:
-    """Errors over all processes' batches of centre crops, every readable image counted once."""
-    total = ErrorCounts()
+    """Errors over all processes' batches of centre crops, every readable image counted once.
+
+    The batches of all processes have `num_images` images, readable or not. Raises UserError if
+    none can be read.
+    """
+    total, seen = ErrorCounts(), 0
     for batch in batches:
         assert isinstance(batch.images, Tensor)
         world.watch.alive("a validation")
+        seen += len(batch.labels)
         scores = class_probabilities(network, batch.images, mean, precision).cpu()
         total += ErrorCounts.of(scores[~batch.replaced], batch.labels[~batch.replaced])
-    return sum_errors(total, world)
-
-
-def sum_errors(mine: ErrorCounts, world: World) -> ErrorCounts:
-    """The counts of all processes together. Raises UserError if there is no image in any."""
-    counts = torch.tensor([mine.images, mine.wrong_top1, mine.wrong_top5])
-    total = ErrorCounts(*world.sum(counts).tolist())
+    counts = torch.tensor([total.images, total.wrong_top1, total.wrong_top5, seen])
+    *together, seen = world.sum(counts).tolist()
+    assert seen == num_images, f"{seen} images were seen in a validation of {num_images}"
+    total = ErrorCounts(*together)
     if not total.images:
         raise UserError("no image could be evaluated")
     return total

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from data.batch import Batch
 from data.index import scan_folder
 from engine.distributed import World
 from engine.precision import Precision
 from engine.stopping import StopRequest
+from evaluation.centre import centre_errors
 from evaluation.errors import ErrorCounts, label_ranks
 from evaluation.evaluate import score_images
 from evaluation.parts import Parts
@@ -56,6 +58,22 @@ def test_ten_views_of_the_entire_image_and_of_its_square() -> None:
     square = plan("ten", 256, 341, 224, square=True)
     assert [(w.y, w.x) for w in square[:5]] == [(0, 43), (0, 75), (32, 43), (32, 75), (16, 59)]
     assert plan("centre", 256, 341, 224) == [whole[4]]
+
+
+@pytest.mark.parametrize(("num_images", "replaced"), [(5, 0), (5, 1), (4, 0), (6, 0)])
+def test_a_validation_that_misses_images_is_no_validation(num_images: int, replaced: int) -> None:
+    """Five images come, of which some could not be read."""
+    bad = torch.arange(5) < replaced
+    images, labels = torch.zeros(5, 8, 8, 3, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)
+    batch = Batch(images, labels, torch.zeros(5, 3), labels, labels, bad)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    world, mean = World(0, 1, torch.device("cpu")), torch.zeros(1, 1, 3)
+    if num_images != 5:
+        with pytest.raises(AssertionError, match=f"5 images were seen in a .* of {num_images}"):
+            centre_errors(network, [batch], mean, FP32, world, num_images)
+        return
+    found = centre_errors(network, [batch], mean, FP32, world, num_images)
+    assert found.images == 5 - replaced
 
 
 @pytest.mark.parametrize("square", [False, True])
