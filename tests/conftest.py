@@ -1,9 +1,11 @@
 """What the tests share: configurations composed as train.py does, and the real programs run."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,12 @@ def undisturbed(command: list[str], runs: Path) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now, and is not one that the system gives to connections soon."""
+    while True:
+        port = 20000 + secrets.randbelow(12000)  # Linux gives those from 32768 on
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def torchrun(processes: int, *arguments: str, check: bool = True) -> Any:

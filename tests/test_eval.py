@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from evaluation.predictions import load_predictions
-from tests.conftest import ROOT, metrics, run_program
+from tests.conftest import ROOT, free_port, metrics, run_program
 
 
 @pytest.mark.parametrize("views", ["centre", "ten"])
@@ -64,10 +63,8 @@ def test_predictions_do_not_depend_on_batch_workers_loader_or_processes(
     assert (more.argmax(1) == base.argmax(1)).all()
     pillow = predicted(tmp_path / "c.npz", *arguments, "loader=torchvision")
     np.testing.assert_allclose(pillow, base, atol=0.02)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}")
+    port = f"--master-port={free_port()}"
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", port)
     two = predicted(tmp_path / "d.npz", *arguments, launch=launch)
     np.testing.assert_allclose(two, base, atol=1e-3)
 

@@ -1,6 +1,7 @@
 """Processes that hang or die: the job ends in time, says which, and the same command resumes."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,7 +115,7 @@ def test_a_process_that_no_longer_answers_is_named(act: str, sentence: str) -> N
     processes = pair(act)
     hung = int(act[-1])
     try:
-        out, error = processes[1 - hung].communicate(timeout=20)
+        out, error = processes[1 - hung].communicate(timeout=60)
     finally:
         for process in processes:
             process.kill()
@@ -123,7 +124,7 @@ def test_a_process_that_no_longer_answers_is_named(act: str, sentence: str) -> N
     assert "ended" not in out
     line = next(line for line in error.splitlines() if line.startswith("error: "))
     assert sentence in line
-    assert "has not answered for 2 s" in line
+    assert re.search(r"has not answered for [2-9] s", line)  # 2, but on a busy machine
 
 
 def test_a_timeout_that_ends_sound_jobs_is_refused() -> None:
@@ -199,7 +200,7 @@ def test_a_stopped_process_ends_the_job(fifty: list[str], runs: Path, tmp_path: 
         assert job.launcher.wait(timeout=90) != 0  # torchrun waits 30 s before it sends SIGKILL
     (sentence,) = job.sentences()
     assert f"process 1 of 2 (host {os.uname().nodename}, pid {workers[1]}, last at s" in sentence
-    assert said < 1.2 * TIMEOUT
+    assert said < 1.5 * TIMEOUT
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
 
 
