@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data.files import decode_rgb
-
 from analysis.style import BLUE, GREY, VERMILLION
+from data.files import decode_rgb
 
 _COLUMNS = 4
 _RIGHT, _WRONG = BLUE, VERMILLION
