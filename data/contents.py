@@ -12,9 +12,10 @@ import numpy as np
 from configs.errors import UserError
 from data.devkit import Devkit
 from data.folders import class_folders, images_in, list_classes
-from data.imagenet import read_train_tar, unlabelled
+from data.imagenet import unlabelled
 from data.index import ImageIndex
 from data.tars import TarBytes, list_images, open_tar, readable, stamp_of
+from data.train_tar import read_train_tar
 
 
 @dataclass(frozen=True)

@@ -6,29 +6,23 @@ on; the validation and test tars hold images, whose labels are in the developmen
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from configs.errors import UserError
 from data.cache import Arrays, OnProgress, no_report, scan_once
 from data.devkit import Devkit, read_devkit
-from data.folders import SCAN_THREADS
 from data.tars import (
-    BrokenTar,
-    Images,
     TarBytes,
     list_images,
-    members,
     open_tar,
     readable,
     stamp_of,
 )
+from data.train_tar import read_train_tar
 
 TARS = {
     "train": ("ILSVRC2012_img_train.tar",),
@@ -38,28 +32,6 @@ TARS = {
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 _FORMAT = 1  # of the kept scan: to be raised when it changes
-
-
-@dataclass(frozen=True)
-class ClassTar:
-    """A member of the training tar: one class."""
-
-    name: str  # n01440764
-    start: int  # first byte of its tar in the training tar
-    stop: int  # the byte after its last
-
-
-@dataclass(frozen=True)
-class TrainTar:
-    """What is in a training tar, whole classes only."""
-
-    classes: list[ClassTar]  # in order of name
-    images: list[Images]  # of each
-    faults: list[str]  # what is wrong with the tar, first things first; empty: it is whole
-
-    @property
-    def num_images(self) -> int:
-        return sum(len(one.names) for one in self.images)
 
 
 @dataclass(frozen=True)
@@ -128,57 +100,6 @@ def scan_state(path: Path) -> Arrays:
     devkit = path.parent / DEVKIT
     kit = stamp_of(devkit) if os.path.lexists(devkit) else (0, 0)
     return {"state": np.array([_FORMAT, *stamp_of(path), *kit], np.int64)}
-
-
-def list_class_tars(path: Path) -> tuple[list[ClassTar], str]:
-    """The class tars of a training tar in order of name, and what is wrong with it, if anything."""
-    classes, fault = list[ClassTar](), ""
-    with open_tar(path) as file, readable(path):
-        try:
-            for member in members(file):
-                name = member.name.rpartition("/")[2]
-                if member.isreg() and name.endswith(".tar") and not name.startswith("."):
-                    start = member.offset_data
-                    classes.append(ClassTar(name[:-4], start, start + member.size))
-        except BrokenTar as error:
-            fault = str(error)
-    return sorted(classes, key=lambda one: one.name), fault
-
-
-def read_train_tar(path: Path, on_progress: OnProgress = no_report) -> TrainTar:
-    """All that the headers of a training tar say, many classes at a time.
-
-    Of two whole class tars of one name the last is taken, which the tar program would keep. Raises
-    UserError only if the file cannot be read: a damaged one is described.
-    """
-
-    def images_of(one: ClassTar) -> Images:
-        with open_tar(path) as file, readable(path):
-            file.seek(one.start)
-            return list_images(file, one.stop)
-
-    classes, fault = list_class_tars(path)
-    faults = [fault] if fault else []
-    if not classes and not fault:
-        faults = ["holds no class tars, such as n01440764.tar"]
-    for one, other in pairwise(classes):
-        if one.name == other.name:
-            faults.append(f"holds {one.name}.tar twice")
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        found = pool.map(images_of, classes)
-        bar = tqdm(found, f"indexing {path.name}", len(classes), unit="class", disable=None)
-        images = list[Images]()
-        for listed in bar:
-            images.append(listed)
-            on_progress()
-    for one, listed in zip(classes, images, strict=True):
-        if listed.fault:
-            faults.append(f"{listed.fault}, in {one.name}.tar")
-        elif not len(listed.names):
-            faults.append(f"has no image in {one.name}.tar")
-    every = zip(classes, images, strict=True)
-    whole = {one.name: (one, listed) for one, listed in every if not listed.fault}
-    return TrainTar([one for one, _ in whole.values()], [i for _, i in whole.values()], faults)
 
 
 def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:

@@ -12,8 +12,8 @@ import pytest
 
 from configs.errors import UserError
 from data.devkit import read_devkit
-from data.imagenet import read_train_tar
 from data.index import scan_folder
+from data.train_tar import read_train_tar
 from tests.tars import (
     DEVKIT,
     TRAIN,
