@@ -51,7 +51,9 @@ def test_one_process_is_told_to_stop_and_both_do(fifty: list[str], runs: Path, t
         assert [process.returncode for process in processes] == [75, 75], errors
     step = checkpoint(folder)["progress"]["step"]
     assert step in (10, 20)
-    assert errors == [f"stopped by a signal, saved at step {step} of 50\n"] * 2
+    for error in errors:  # where process 0 has left with the store, torch says so
+        assert f"stopped by a signal, saved at step {step} of 50\n" in error
+        assert "FutureWarning" not in error
     torchrun(2, *arguments)
     assert same_tensors(checkpoint(folder)["network"], checkpoint(two)["network"])
     assert metrics(folder) == metrics(two)
@@ -91,7 +93,7 @@ def test_an_evaluation_told_to_stop_keeps_what_it_has(two: Path, tmp_path: Path)
             process.send_signal(signal.SIGUSR1)
         errors = [process.communicate(timeout=300)[1] for process in processes]
         assert [process.returncode for process in processes] == [75, 75], errors
-    assert all(error.startswith("stopped by a signal at scale ") for error in errors)
+    assert all("stopped by a signal at scale " in error for error in errors)
     assert not out.exists()
     run_program(*arguments, scales, f"out={out}")
     run_program(*arguments, scales, f"out={tmp_path}/undisturbed.json")
