@@ -45,9 +45,8 @@ class World:
         """The network with gradients averaged over the processes in backward."""
         if self.size == 1:
             return network
-        with (
-            warnings.catch_warnings()
-        ):  # of a new name for broadcast_buffers, unknown to torch 2.11
+        with warnings.catch_warnings():
+            # The new name of broadcast_buffers is unknown to torch 2.11.
             warnings.simplefilter("ignore", FutureWarning)
             # Buffers are constants. Gradients live in what is sent, not beside it.
             return DistributedDataParallel(
