@@ -1,4 +1,4 @@
-"""Writing checkpoints beside training, and being cut at any point of it."""
+"""Writing checkpoints beside training."""
 
 import json
 import os
@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import engine.checkpoint
 from configs.errors import UserError
-from engine.checkpoint import load_checkpoint, load_latest, save_checkpoint, use_previous
+from engine.checkpoint import load_checkpoint
 from engine.distributed import World
 from engine.loop import Trainer
 from engine.run_folder import open_run
@@ -167,79 +166,6 @@ def test_a_failed_write_is_told_however_a_run_ends(how: str) -> None:
         leave(how)
     with pytest.raises(UserError, match=r"^the loss became nan; the disk is full$"):
         leave("", UserError("the loss became nan"))
-
-
-class CutError(BaseException):
-    """The end of the process: nothing of ours catches it."""
-
-
-def cut(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """End at the `at`-th of the calls that change what is on the disk, instead of doing it."""
-    calls = 0
-
-    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-        def instead(*arguments: Any, **more: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == at:
-                raise CutError
-            return call(*arguments, **more)
-
-        return instead
-
-    for name in ("fsync", "link", "replace", "unlink"):
-        monkeypatch.setattr(os, name, counted(getattr(os, name)))
-    monkeypatch.setattr(engine.checkpoint.torch, "save", counted(torch.save))
-
-
-def state(step: int) -> dict[str, Any]:
-    return {"step": step, "weights": torch.full((1000,), float(step))}
-
-
-def step_of(path: Path) -> int:
-    found = load_checkpoint(path)
-    assert same_tensors(found["weights"], state(found["step"])["weights"])
-    return found["step"]
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_cut_at_any_call(tmp_path: Path, damaged: bool) -> None:
-    """Steps 1 to 4 are saved, epoch 2 ends with step 4; then step 5 ends epoch 3, and is cut.
-
-    Whatever the call: a whole last.pt of step 4 or 5 is found, the one before as well, the epoch
-    is there if its step is, and the same save again comes to the end of an undisturbed one.
-    """
-    cuts = 0
-    for at in range(1, 100):
-        folder = tmp_path / f"{at}"
-        folder.mkdir()
-        for step in (1, 2, 3):
-            save_checkpoint(folder / "last.pt", state(step))
-        save_checkpoint(folder / "last.pt", state(4), epoch=2, keep=1)
-        known = 4
-        if damaged:
-            (folder / "last.pt").unlink()
-            (folder / "last.pt").write_bytes(b"not a checkpoint")
-            known = 3
-        with pytest.MonkeyPatch.context() as patched:
-            cut(patched, at)
-            try:
-                use_previous(load_latest(folder, print)[0])
-                save_checkpoint(folder / "last.pt", state(5), epoch=3, keep=1)
-            except CutError:
-                cuts += 1
-        _, found = load_latest(folder, print)
-        assert found
-        assert found["step"] in (known, 5)
-        assert step_of(folder / "previous.pt") in (3, known)
-        assert (folder / "epoch-003.pt").exists() or found["step"] != 5
-        use_previous(load_latest(folder, print)[0])
-        save_checkpoint(folder / "last.pt", state(5), epoch=3, keep=1)
-        assert step_of(folder / "last.pt") == step_of(folder / "epoch-003.pt") == 5
-        assert sorted(os.listdir(folder)) == ["epoch-003.pt", "last.pt", "previous.pt"]
-        if cuts < at:
-            break
-    assert cuts >= 8
 
 
 def test_the_benchmark_measures_both_ways(tmp_path: Path) -> None:
