@@ -28,6 +28,7 @@ SCALED_TESTS = {
     DENSE: Test("dense", "dense", (73, 110, 137), 2000),
 }
 SCALED_SEEDS = (0, 1, 2)
+SCALED_TARGETS = ("table2", "table4", "fig2", "fig3")
 
 # Table 7: six models, one of them C; which the others are, the paper does not say.
 ENSEMBLE = "ensemble"  # stands for the six together where a run's experiment is asked for

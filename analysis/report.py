@@ -16,6 +16,7 @@ from analysis.paper import (
     ENSEMBLE,
     ERROR_TABLES,
     FIG7_BASELINE,
+    SCALED_TARGETS,
     SLOPE_EXPERIMENTS,
     CurveFigure,
     ErrorTable,
@@ -79,15 +80,18 @@ class _Writer:
         return f"{text.replace(' at scale 256', '').partition(', dense')[0]} – {how}, {where}"
 
     def has(self, table: ErrorTable) -> bool:
-        names = [row.experiment for row in table.rows if row.experiment]
-        return self.edition.is_paper or self._any(names)
+        return self._shows(table.name, [row.experiment for row in table.rows if row.experiment])
 
     def has_curves(self, figure: CurveFigure) -> bool:
-        return self.edition.is_paper or self._any([name for _, name in figure.curves])
+        return self._shows(figure.name, [name for _, name in figure.curves])
 
-    def _any(self, experiments: Sequence[str]) -> bool:
-        wanted = {self.edition.experiment(name) for name in experiments}
-        return any(run.experiment in wanted for run in self.runs)
+    def _shows(self, name: str, experiments: Sequence[str]) -> bool:
+        """Whether this edition has a table or figure of these experiments."""
+        if self.edition.is_paper:
+            return True
+        wanted = {self.edition.experiment(experiment) for experiment in experiments}
+        known = name in SCALED_TARGETS or not self.edition.scaled
+        return known and any(run.experiment in wanted for run in self.runs)
 
     def figure(self, name: str, drawn: Figure | None) -> list[str]:
         """Write a figure, or remove the one that nothing supports any more."""

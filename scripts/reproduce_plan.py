@@ -55,7 +55,6 @@ NEEDS: dict[str, list[tuple[str, Test | None]]] = {
 }
 NEEDS["sec22"] += [(name, None) for _, name in SEC22_DEPTH.curves]
 TARGETS = sorted(NEEDS, key=lambda name: (("t", "f", "s").index(name[0]), name))
-SCALED_TARGETS = ("table2", "table4", "fig2", "fig3")
 
 
 @dataclass(frozen=True)

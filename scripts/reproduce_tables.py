@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from analysis.paper import SCALED_TARGETS
 from analysis.records import collect, load
 from analysis.report import write_report
 from configs.errors import UserError
 from configs.validate import require
 from scripts.reproduce_cost import cost_table, given_rates, run_rates
-from scripts.reproduce_plan import RUNS, SCALED_TARGETS, TARGETS, Request, plan
+from scripts.reproduce_plan import RUNS, TARGETS, Request, plan
 from scripts.reproduce_run import LAUNCHERS, STOPPED, Launcher, Outcome, Runner
 
 ROOT = Path(__file__).resolve().parents[1]

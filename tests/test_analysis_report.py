@@ -130,6 +130,7 @@ def test_other_data_and_scaled_runs_have_pages_of_their_own(place: Path) -> None
     assert "ours (scaled)" in scaled
     assert "| 75.00 / 25.00 |" in scaled
     assert "difference" not in scaled
+    assert not (results / "sec22-scaled-synthetic.md").exists()  # its other rows are never run so
     (row, *_) = rows_of(results / "table2-scaled-synthetic.csv")
     assert row["difference"] == ""
     other = (results / "fig2-folder.md").read_text()

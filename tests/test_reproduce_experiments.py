@@ -10,6 +10,7 @@ from analysis.paper import (
     ENSEMBLE,
     ENSEMBLE_MEMBERS,
     ERROR_TABLES,
+    SCALED_TARGETS,
     SLOPE_EXPERIMENTS,
 )
 from configs.schema import TrainConfig
@@ -17,7 +18,7 @@ from configs.store import to_dict
 from configs.validate import validate
 from engine.run_folder import differences
 from models.describe import describe
-from scripts.reproduce_plan import NEEDS, SCALED_TARGETS
+from scripts.reproduce_plan import NEEDS
 from tests.conftest import ROOT, composed, run_program
 
 FOLDER = ROOT / "configs" / "experiment"
