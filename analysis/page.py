@@ -56,8 +56,14 @@ class Section:
         kinds = ("Table", "Fig.", "Sec.")
         return kinds.index(self.title.split()[0]), self.title.split(":")[0]
 
+    @property
+    def anchor(self) -> str:
+        """What the list of what was run links to."""
+        return self.figures[0] if self.table is None else self.table.name
+
     def markdown(self) -> str:
-        parts = [f"## {self.title}"]
+        parts = [f'<a id="{self.anchor}"></a>'] if self.has_run else []
+        parts.append(f"## {self.title}")
         parts += [note for note in (self.note, self.table.note if self.table else "") if note]
         parts += [f"![{self.title}]({name}.png)" for name in self.figures]
         if self.table:
@@ -72,7 +78,7 @@ class Section:
 
 def write_page(sections: Sequence[Section], runs: Sequence[Run], results: Path) -> Path:
     """README.md and report.html; returns the path of the former."""
-    shown = [f"- {section.title}" for section in sections if section.has_run]
+    shown = [f"- [{one.title}](#{one.anchor})" for one in sections if one.has_run]
     told = "Run so far:\n\n" + "\n".join(shown) if shown else "No training run is finished yet."
     parts = [_HEAD, told, *(section.markdown() for section in sections), _propagation(results)]
     parts += [_runs(runs), _commands(runs)]

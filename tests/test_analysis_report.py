@@ -222,6 +222,10 @@ def test_the_page_shows_every_figure_and_needs_no_other_file(place: Path) -> Non
         assert (results / f"{name}.svg").read_text().rstrip().endswith("</svg>")
     assert html.count("data:image/png;base64,") == len(figures)
     assert not re.search(r'(src|href)="(?!data:|https?:|#)', html)
+    for text in (page.replace("](#", '](href="#'), html):
+        linked = re.findall(r'href="#([^")]+)', text)
+        assert {"table4", "fig3", "fig6", "table2-scaled-synthetic"} <= set(linked)
+        assert all(text.count(f'<a id="{anchor}"></a>') == 1 for anchor in linked)
     assert html.count("<table>") == page.count("| --- |") + page.count("|---|---|--:")
 
 
