@@ -95,6 +95,7 @@ def _guessing(axes: Axes, classes: int) -> None:
         axes.axhline(chance, color=GREY, lw=0.9, ls=(0, (1, 2)))
         at = axes.get_yaxis_transform()
         text: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 8.5, "color": GREY}
+        text["bbox"] = {"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0}
         above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points"}  # the markers
         axes.annotate(f"guessing: {chance:g} %", (0.99, chance), xycoords=at, **above, **text)
         axes.set_ymargin(0.1)  # room for it
