@@ -69,6 +69,7 @@ def dense_rows(what: DenseLoad) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "path": path,
+                    "model": what.model,
                     "scale": scale,
                     "images_per_second": float(f"{what.images / seconds:.3g}"),
                     "max_error": float(f"{error:.2g}"),

@@ -15,17 +15,17 @@ from scripts.reproduce_run import Launcher
 
 @dataclass(frozen=True)
 class Throughput:
-    """Training speed of a model on one device."""
+    """Speed of a model on one device, in training or in dense testing at one scale."""
 
     images_per_second: float
     source: str
 
 
-Rates = dict[str, Throughput]  # by model; of scaled experiments: scaled-MODEL
+Rates = dict[str, Throughput]  # by MODEL; of scaled experiments scaled-MODEL; of tests MODEL@SCALE
 
 
 def given_rates(words: Sequence[str]) -> Rates:
-    """--throughput: MODEL=RATE, or files that `benchmark.py train --json` printed.
+    """--throughput: MODEL=RATE, or files that `benchmark.py train|dense --json` printed.
 
     Raises UserError for anything else.
     """
@@ -36,13 +36,17 @@ def given_rates(words: Sequence[str]) -> Rates:
             if equals:
                 found[model] = Throughput(_positive(float(rate)), "given")
                 continue
-            rows = json.loads(Path(word).read_text())["rows"]
-            ours = next(row for row in rows if row["path"] == "ours")
-            found[ours["model"]] = Throughput(_positive(ours["images_per_second"]), word)
-        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+            rows = [
+                row for row in json.loads(Path(word).read_text())["rows"] if row["path"] == "ours"
+            ]
+            for row in rows:
+                name = f"{row['model']}@{row['scale']}" if "scale" in row else row["model"]
+                found[name] = Throughput(_positive(row["images_per_second"]), word)
+            _positive(len(rows))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--throughput {word} is neither MODEL=IMAGES_PER_SECOND nor a file that "
-                "`scripts/benchmark.py train --json` wrote"
+                "`scripts/benchmark.py train --json` or `dense --json` wrote"
             ) from error
     return found
 
@@ -64,10 +68,13 @@ def run_rates(runs: Sequence[Run]) -> Rates:
 
 
 def hours(job: Job, rates: Rates) -> float | None:
-    """Hours of one device that training still needs; None: not measured, or a test."""
-    if job.program != "train.py" or job.model not in rates:
+    """Hours of one device that a job still needs; None: not measured, as are tests with crops."""
+    is_test = job.program == "eval.py"
+    names = [f"{job.model}@{scale}" for scale in job.dense] if is_test else [job.model]
+    if not names or any(name not in rates for name in names):
         return None
-    return (job.images - job.seen) / rates[job.model].images_per_second / 3600
+    each = (job.images - job.seen) / len(names)
+    return sum(each / rates[name].images_per_second for name in names) / 3600
 
 
 def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher) -> str:
@@ -87,10 +94,13 @@ def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher) -> str:
     missing = sorted({job.model for job in training if job.model not in rates and not job.done})
     if known:
         of = " of the measured models" if missing else ""
-        lines.append(f"Training{of} takes about {sum(known):,.1f} GPU hours; tests not counted.")
+        lines.append(f"Training{of} takes about {sum(known):,.1f} GPU hours.")
         used = {job.model for job in training} & rates.keys()
         told = (f"{m} {rates[m].images_per_second:.4g} ({rates[m].source})" for m in sorted(used))
         lines.append(f"Images per second of one GPU: {', '.join(told)}.")
+    tested = [value for job in jobs if job.dense and (value := hours(job, rates)) is not None]
+    if tested:
+        lines.append(f"{len(tested)} dense tests take about {sum(tested):,.1f} GPU hours.")
     if missing:
         lines.append(
             f"GPU hours: no throughput measured for {', '.join(missing)}; give --throughput "

@@ -83,6 +83,7 @@ class Job:
     state: str  # done | resume at step N | to do
     model: str  # as throughputs are kept by
     needs: Sequence["Job"] = ()
+    dense: Sequence[int] = ()  # scales of a dense test, each with as many images
 
     @property
     def done(self) -> bool:
@@ -192,7 +193,10 @@ class _Planner:
         images *= 1 if name.startswith(ENSEMBLE) else len(test.scales)
         state = DONE if new else "to do"
         seen = images if new else 0
-        job = Job(name, "eval.py", arguments, folder, images, seen, state, model, tuple(needs))
+        dense = test.scales if test.views == "dense" and model else ()
+        job = Job(
+            name, "eval.py", arguments, folder, images, seen, state, model, tuple(needs), dense
+        )
         self.jobs[str(out)] = job
         return job
 

@@ -110,7 +110,7 @@ def _add_target(
         nargs="+",
         default=[],
         metavar="X",
-        help="MODEL=IMAGES_PER_SECOND of one GPU, or files of `benchmark.py train --json`",
+        help="MODEL=IMAGES_PER_SECOND of one GPU, or files of `benchmark.py train|dense --json`",
     )
     if name == "all" or name in SCALED_TARGETS:
         parser.add_argument("--scaled", action="store_true", help="short runs on small images")
