@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,10 @@ from data.synthetic import make_synthetic
 from engine.log import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A network that trains on two CPU cores in no time: small14 with narrow fc layers, 64 pixel crops.
 TINY = [
