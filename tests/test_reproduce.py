@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from analysis.paper import ENSEMBLE_MEMBERS
-from configs.errors import UserError
 from scripts.reproduce import main
-from scripts.reproduce_cost import cost_table, given_rates, run_rates
 from scripts.reproduce_plan import Request, plan
 from scripts.reproduce_run import Launcher, Runner
 from tests.conftest import ROOT, metrics, run_program
@@ -176,49 +174,6 @@ def test_seeds_of_a_target_and_unfinished_runs(tmp_path: Path) -> None:
     (begun,) = [job for job in jobs if job.name == "small14-prelu-imagenet-seed5"]
     assert begun.state == f"resume at step {2 * 1_281_167 // 128:,}"
     assert begun.images - begun.seen == 75 * 1_281_167 - 2 * 1_281_167 // 128 * 128
-
-
-def test_throughputs(tmp_path: Path) -> None:
-    row = {"path": "ours", "model": "C", "images_per_second": 99.5}
-    file = tmp_path / "train.json"
-    file.write_text(json.dumps({"rows": [{"path": "plain_nchw"}, row]}))
-    rates = given_rates(["A=12.5", str(file)])
-    assert {model: rate.images_per_second for model, rate in rates.items()} == {
-        "A": 12.5,
-        "C": 99.5,
-    }
-    (tmp_path / "none.json").write_text('{"rows": []}')
-    for bad in ("A", "A=fast", "A=0", str(tmp_path), str(tmp_path / "none.json")):
-        with pytest.raises(UserError, match="neither MODEL=IMAGES_PER_SECOND nor a file"):
-            given_rates([bad])
-
-
-def test_hours_of_dense_tests(tmp_path: Path) -> None:
-    speeds = {256: 100.0, 384: 50.0, 480: 25.0}
-    rows = [
-        {"path": path, "model": "A", "scale": scale, "images_per_second": speed * factor}
-        for scale, speed in speeds.items()
-        for path, factor in (("ours", 1), ("window_loop", 0.1))
-    ]
-    file = tmp_path / "dense.json"
-    file.write_text(json.dumps({"rows": rows}))
-    jobs = plan(Request(["table4"], runs=tmp_path))
-    told = cost_table(jobs, given_rates(["A=350", str(file)]), Launcher())
-    # 50,000 images at each scale.
-    each = 50_000 * (1 / 100 + 1 / 50 + 1 / 25) / 3600
-    assert told.count(f": to do, 150,000 images, {each:.2f} GPU hours") == 2
-    assert f"2 dense tests take about {2 * each:.1f} GPU hours." in told
-    assert "dense tests" not in cost_table(jobs, given_rates(["A=350", "A@256=100"]), Launcher())
-
-
-def test_throughput_of_runs_counts_processes(tmp_path: Path) -> None:
-    from analysis.records import collect
-
-    run = make_run(tmp_path / "runs", "b-extra9", done=2)
-    session = {"program": "train.py", "processes": 8, "commit": None, "command": "", "status": 0}
-    (run / "sessions.jsonl").write_text(json.dumps(session))
-    rates = run_rates(collect(tmp_path / "runs", tmp_path / "results"))
-    assert rates["B+9"].images_per_second == 400 / 8
 
 
 def test_a_job_whose_program_is_missing_fails_alone(
