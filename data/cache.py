@@ -54,7 +54,7 @@ def scan_once(
     found = _recall(cache, known)
     if found is not None:
         return found
-    if time.time_ns() - changed_ns <= _SETTLED_NS:
+    if cache is None or time.time_ns() - changed_ns <= _SETTLED_NS:
         return scan()
     with _scanning(cache, on_progress):
         found = _recall(cache, known)
@@ -75,11 +75,9 @@ def _recall(cache: Path | None, known: Arrays) -> Arrays | None:
 
 
 @contextmanager
-def _scanning(cache: Path | None, on_progress: OnProgress) -> Iterator[None]:
+def _scanning(cache: Path, on_progress: OnProgress) -> Iterator[None]:
     """While one process is inside, others wait; where locks are not to be had, they do not."""
     try:
-        if cache is None:
-            raise OSError("nothing will be kept")
         cache.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(cache.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:

@@ -72,16 +72,14 @@ def refuse_overwriting(config: EvalConfig, out: Path) -> None:
 
 def outcome(config: EvalConfig, members: dict[str, Member], combined: Predictions) -> Outcome:
     """What the combined predictions say. Raises UserError where they cannot say it."""
+    known = (member.root for member in members.values() if member.root is not None)
+    root = next(known, config.data.root)  # saved predictions know none
     if config.images is None and config.split == "val":
         errors = count_all(members, combined, config.weights)
-        known = (member.root for member in members.values() if member.root is not None)
-        folder = next(known, config.data.root)  # saved predictions know none
-        words = class_words(folder, combined.classes) if folder else None
+        words = class_words(root, combined.classes) if root else None
         result = result_of(config, list(members), errors, combined, words)
         table = error_table(errors, len(combined.classes))
         return Outcome(f"{table}\n{class_lines(result['classes'])}", result)
-    known = (member.root for member in members.values() if member.root is not None)
-    root = next(known, config.data.root)
     if root is None:
         raise UserError("saved predictions do not know their data set: type data.root=... of it")
     index = open_images(config, root, combined.classes)

@@ -42,7 +42,8 @@ def given_rates(words: Sequence[str]) -> Rates:
             for row in rows:
                 name = f"{row['model']}@{row['scale']}" if "scale" in row else row["model"]
                 found[name] = Throughput(_positive(row["images_per_second"]), word)
-            _positive(len(rows))
+            if not rows:
+                raise ValueError(word)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--throughput {word} is neither MODEL=IMAGES_PER_SECOND nor a file that "
