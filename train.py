@@ -52,7 +52,16 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     optimizer = build_optimizer(network, config)
     micro, compiled = micro_batch(config, world.size), config.compile
     connected = parallel.connect(network)
-    step = TrainingStep(connected, optimizer, mean, precision, micro, compiled=compiled)
+    step = TrainingStep(
+        connected,
+        optimizer,
+        mean,
+        precision,
+        micro,
+        gradient_norm=partial(parallel.gradient_norm, network),
+        max_gradient_norm=config.max_gradient_norm,
+        compiled=compiled,
+    )
     batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))
     val = subset(len(dataset.val), config.val_subset)
 

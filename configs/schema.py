@@ -124,6 +124,12 @@ class TrainConfig:
     momentum: float = 0.9  # Sec. 3, Eq. 4
     weight_decay: float = 5e-4  # Sec. 3; on weights, never on slopes (Sec. 2.1) or biases
     dropout: float = 0.5  # on fc1 and fc2 (Sec. 3)
+    # Not in the paper, whose recipe diverges (docs/start.md): a gradient whose Euclidean norm, over
+    # all parameters, is larger is scaled down to it. None: never, the paper to the letter.
+    max_gradient_norm: float | None = 2.0
+    # Steps [first, last], counted from 1, that make no update: a way past a divergence. A resumed
+    # run may add some that are still to come.
+    skip_steps: list[list[int]] = field(default_factory=list)
     val_subset: int | None = None  # validate on this many images, chosen once (Figs. 2, 3: 3000)
     val_every: int | None = None  # also validate every so many steps, for curves; None: epochs only
     precision: str = "bf16"  # fp32 | tf32 | bf16 | fp16

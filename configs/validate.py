@@ -132,6 +132,14 @@ def _validate_amounts(config: TrainConfig) -> None:
         require(value is None or value > 0, f"{key}={value} must be at least 1")
     require(0 <= config.dropout < 1, f"dropout={config.dropout} must be in [0, 1)")
     require(0 <= config.seed < 2**31, f"seed={config.seed} must be in [0, 2^31)")
+    limit = config.max_gradient_norm
+    require(limit is None or limit > 0, f"max_gradient_norm={limit} must be positive, or null")
+    ends = [end for span in config.skip_steps for end in span]
+    require(
+        all(len(span) == 2 and 0 < span[0] <= span[1] for span in config.skip_steps)
+        and ends == sorted(ends),
+        f"skip_steps={config.skip_steps} must list spans [first, last] of steps, in order",
+    )
     rates = config.schedule.rates
     require(len(rates) > 0 and min(rates) > 0, f"schedule.rates={rates} must be positive")
     require(

@@ -1,15 +1,20 @@
 """The batches of a run: a process's share of what training and validation see."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 from configs.schema import TrainConfig
 from configs.validate import scale_range, val_scale
 from data.batch import Batch
-from data.draws import Ints, centre_batches, training_batches
+from data.draws import Ints, centre_batches, training_draws
 from data.index import ImageIndex
 from data.load import load
 
 OnEvent = Callable[[str], None]
+
+
+def is_skipped(step: int, spans: Sequence[Sequence[int]]) -> bool:
+    """Whether step `step`, counted from 1, lies in one of skip_steps' spans [first, last]."""
+    return any(first <= step <= last for first, last in spans)
 
 
 def training_stream(
@@ -17,8 +22,9 @@ def training_stream(
 ) -> Generator[Batch]:
     """Rows `share` of the batches of steps start .. stop - 1, as Sec. 3 trains."""
     data, scale = config.data, scale_range(config.data.scale)
-    draws = training_batches(config.seed, start, stop, config.batch_size, len(index), scale)
-    mine = (batch.rows(share) for batch in draws)
+    steps = (step for step in range(start, stop) if not is_skipped(step + 1, config.skip_steps))
+    every = (training_draws(config.seed, s, config.batch_size, len(index), scale) for s in steps)
+    mine = (draws.rows(share) for draws in every)
     return load(index, mine, data.crop, config.loader, data.on_error, on_event)
 
 

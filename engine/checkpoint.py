@@ -95,13 +95,6 @@ def refuse_other_data(
         )
 
 
-def advice(folder: Path) -> str:
-    """What there is to go back to when a run diverges."""
-    last = folder / "last.pt"
-    kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
-    return f"{kept}; try smaller schedule.rates, or precision=fp32, as a new run with name=..."
-
-
 def use_previous(origin: Path) -> None:
     """Where a run goes on from previous.pt, drop the damaged last.pt for it.
 

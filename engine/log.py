@@ -96,7 +96,8 @@ class Log:
         Called by all processes: the parts of a layer may lie on several.
         """
         gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
-        norms = parallel.norms(gradients).tolist()
+        # None yet where a resumed run begins by passing over steps.
+        norms = parallel.norms(gradients).tolist() if gradients else []
         slopes = {n: p.detach() for n, p in network.named_parameters() if n.endswith(".slopes")}
         for name, values in parallel.whole(slopes):
             self.scalar(f"slope/{name.removesuffix('.slopes')}", values.mean().item(), step)

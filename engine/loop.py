@@ -7,7 +7,8 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NoReturn
 
 import torch
 
@@ -16,9 +17,16 @@ from configs.schema import TrainConfig
 from configs.store import to_dict
 from data.batch import Batch
 from data.dataset import Dataset
-from data.streams import OnEvent
-from engine.checkpoint import advice, load_latest, refuse_other_data, save_checkpoint, use_previous
+from data.streams import OnEvent, is_skipped
+from engine.checkpoint import load_latest, refuse_other_data, save_checkpoint, use_previous
 from engine.distributed import World
+from engine.divergence import (
+    RECENT,
+    learns_nothing,
+    refuse_other_skips,
+    rises,
+    way_on,
+)
 from engine.log import Log
 from engine.meter import Meter
 from engine.optim import set_learning_rate
@@ -100,7 +108,12 @@ class Trainer:
         every, val_every = self.config.checkpoint.every_steps, self.config.val_every
         self.meter.restart(self.progress.step)
         while self.progress.step < min(end, self.total):
-            self.train_one_step(stream, epoch, rate)
+            if is_skipped(self.progress.step + 1, self.config.skip_steps):
+                self.skip_one_step()
+            else:
+                self.train_one_step(stream)
+            if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
+                self.write_metrics(epoch, rate)
             step, ended = self.progress.step, self.progress.step >= min(end, self.total)
             if not ended and val_every and step % val_every == 0:
                 self.evaluate(epoch)
@@ -111,6 +124,10 @@ class Trainer:
         self.save("last.pt")  # validation may take long, and be cut
         self.stop_if_asked()
         error = self.evaluate(epoch)
+        if learns_nothing(self.progress.recent, self.dataset.num_classes):
+            classes = self.dataset.num_classes
+            self.note(f"the loss is still ln {classes}, as by guessing: nothing is learned so far")
+            self.write_events(epoch)
         ended = self.progress.step >= end
         if ended:  # an epoch that max_steps has cut does not count in the schedule
             self.progress.val_errors.append(error)
@@ -125,30 +142,47 @@ class Trainer:
             step = self.progress.step
             raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
 
-    def train_one_step(self, stream: Iterator[Batch], epoch: int, rate: float) -> None:
-        """Fetch a batch and step; every `log_every` steps, and at the end, write a metrics line."""
+    def train_one_step(self, stream: Iterator[Batch]) -> None:
+        """Fetch a batch and step."""
         before = time.perf_counter()
         batch = next(stream)
         self.meter.waited += time.perf_counter() - before
         self.world.watch.meet(f"step {self.progress.step + 1}")
         if self.progress.step == 0:
             self.log.picture(0, "augmented_batch", self.step.preview(batch))
-        self.meter.unread.append(self.step(batch))
         self.progress.step += 1
+        self.meter.unread.append((self.progress.step, self.step(batch)))
         self.log.advance()
-        if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
-            self.write_metrics(epoch, rate)
+
+    def skip_one_step(self) -> None:
+        """Count a step of skip_steps, without its batch and update."""
+        self.progress.step += 1
+        step = self.progress.step
+        self.meter.since += 1
+        self.log.advance()
+        self.note(
+            next(
+                f"steps {first} to {last} are passed over without an update (skip_steps)"
+                for first, last in self.config.skip_steps
+                if first <= step <= last
+            )
+        )
 
     def write_metrics(self, epoch: int, rate: float) -> None:
         """A line of what happened since the last one."""
         self.writer.check()
         self.read_losses()
         self.write_events(epoch)
-        step = self.progress.step
+        if not self.progress.window:  # all were skipped
+            return
+        step, norms = self.progress.step, self.progress.norms
+        limit = self.config.max_gradient_norm or math.inf
         values = {
             "epoch": epoch,
             "loss": math.fsum(self.progress.window) / len(self.progress.window),
             "lr": rate,
+            "gradient_norm": math.fsum(norms) / len(norms),
+            "clipped": sum(norm > limit for norm in norms) / len(norms),
             **self.meter.rates(step, self.config.batch_size),
         }
         self.log.write("train", step, **values)
@@ -161,7 +195,7 @@ class Trainer:
             "waiting for data": f"{100 * values['data_wait']:.0f} %",
         }
         self.log.report(step, self.total, shown)
-        self.progress.window = []
+        self.progress.window, self.progress.norms = [], []
         self.meter.restart(step)
 
     def write_events(self, epoch: int) -> None:
@@ -171,18 +205,34 @@ class Trainer:
         self.events.clear()
 
     def read_losses(self) -> None:
-        """Bring the losses up to now; raises UserError, with what is saved, if one is no number."""
-        try:
-            self.progress.window += self.meter.read_losses(self.progress.step)
-        except UserError as error:
-            raise UserError(f"{error}; {self.kept()}") from error
+        """Bring the losses up to now; notes one that is far above those before it.
 
-    def kept(self) -> str:
-        """What there is to go back to when a run diverges, as all processes find together."""
+        Raises UserError, with the way on, if one is not a number.
+        """
+        progress = self.progress
+        for step, loss, norm in self.meter.read():
+            if not math.isfinite(loss):
+                self.refuse_to_go_on(f"the loss became {loss}", step)
+            if not rises(loss, progress.recent):
+                progress.rose_at = None
+            elif progress.rose_at is None:
+                progress.rose_at = step
+                level = f"{median(progress.recent):.3g} in the steps before"
+                self.note(f"the loss rose to {loss:.3g} at step {step}, from a median of {level}")
+            progress.window.append(loss)
+            progress.norms.append(norm)
+            progress.recent = [*progress.recent, loss][-RECENT:]
+
+    def refuse_to_go_on(self, what: str, step: int) -> NoReturn:
+        """Raises UserError with what there is to type; all processes come here together."""
         with suppress(UserError):  # told on leaving
             self.writer.wait()
+        self.write_events(len(self.progress.val_errors))
         self.world.barrier()
-        return advice(self.folder / "checkpoints")
+        told = way_on(
+            self.folder / "checkpoints", step, self.progress.rose_at, self.config.skip_steps
+        )
+        raise UserError(f"{what} at step {step}; {told}")
 
     def evaluate(self, epoch: int) -> float:
         """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
@@ -208,8 +258,7 @@ class Trainer:
         self.read_losses()
         self.world.watch.alive()
         if not bool(self.parallel.norms(self.network.state_dict()).isfinite().all()):
-            step = self.progress.step
-            raise UserError(f"a weight is not finite after step {step}; {self.kept()}")
+            self.refuse_to_go_on("a weight is not finite", self.progress.step)
         state = self.state(name)
         if self.world.is_main:
             self.writer.save(state, partial(self.write, name, ends))
@@ -247,4 +296,6 @@ class Trainer:
         load_whole_state(*parts, state["network"], state["optimizer"])
         self.step.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
+        before = state["config"].get("skip_steps", [])
+        refuse_other_skips(self.progress.step, before, self.config.skip_steps)
         return path

@@ -1,21 +1,19 @@
 """What happened since the last metrics line: losses and time, read only when they are needed."""
 
-import math
 import time
 
 import torch
-from torch import Tensor
 
-from configs.errors import UserError
 from engine.distributed import World
+from engine.step import StepResult
 
 
 class Meter:
-    """Losses stay on the device until a line or a checkpoint needs them."""
+    """Losses and gradient norms stay on the device until a line or a checkpoint needs them."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.unread: list[Tensor] = []
+        self.unread: list[tuple[int, StepResult]] = []
         self.restart(0)
 
     def restart(self, step: int) -> None:
@@ -28,17 +26,12 @@ class Meter:
         done = (step - self.since) * batch_size
         return {"images_per_second": done / seconds, "data_wait": self.waited / seconds}
 
-    def read_losses(self, step: int) -> list[float]:
-        """The losses of the steps up to `step` not read before, averaged over the processes.
-
-        Raises UserError, naming the step, if one is not a number.
-        """
+    def read(self) -> list[tuple[int, float, float]]:
+        """(step, loss, gradient norm) of the steps not read before; losses of all processes."""
         if not self.unread:
             return []
-        losses = self.world.sum(torch.stack(self.unread).double()) / self.world.size
-        first = step - len(self.unread) + 1
+        steps = [step for step, _ in self.unread]
+        results = torch.stack([torch.stack(result) for _, result in self.unread])
         self.unread = []
-        for offset, loss in enumerate(losses.tolist()):
-            if not math.isfinite(loss):
-                raise UserError(f"the loss became {loss} at step {first + offset}")
-        return losses.tolist()
+        values = self.world.sum(results.double()) / self.world.size  # norms are equal everywhere
+        return [(step, *row) for step, row in zip(steps, values.tolist(), strict=True)]

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from engine.distributed import World
 from engine.hybrid import ShardedHead, gather, gradients_of_all
@@ -44,6 +46,10 @@ class Parallel(Protocol):
         """Euclidean norms of the whole parameters or gradients, [number of them]."""
         ...
 
+    def gradient_norm(self, network: Network) -> Tensor:
+        """Euclidean norm of the whole gradient, on the device, without waiting for it."""
+        ...
+
     def whole_network(self, network: Network) -> Network:
         """A network for testing, complete on each process, with the weights of now."""
         ...
@@ -69,6 +75,9 @@ class Replicas:
 
     def norms(self, tensors: dict[str, Tensor]) -> Tensor:
         return torch.stack(torch._foreach_norm(list(tensors.values())))
+
+    def gradient_norm(self, network: Network) -> Tensor:
+        return get_total_norm(gradients(network).values())
 
     def whole_network(self, network: Network) -> Network:
         return network
@@ -105,6 +114,13 @@ class Hybrid:
         total = self.world.sum(torch.where(sharded.to(squares.device), squares, 0))
         return torch.where(sharded, total, squares.cpu()).sqrt()
 
+    def gradient_norm(self, network: Network) -> Tensor:
+        found = gradients(network)
+        divided = get_total_norm([g for name, g in found.items() if name in self.dims]).square()
+        dist.all_reduce(divided)
+        copied = get_total_norm([g for name, g in found.items() if name not in self.dims])
+        return (divided + copied.square()).sqrt()
+
     def whole_network(self, network: Network) -> Network:
         head = copy.deepcopy(self.empty_head).to_empty(device=self.world.device)
         state = {f"head.{name}": tensor for name, tensor in network.head.state_dict().items()}
@@ -112,6 +128,11 @@ class Hybrid:
             for name, tensor in self.whole(state):
                 head.get_parameter(name.removeprefix("head.")).copy_(tensor)
         return Network(network.trunk, network.spp, head)
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor]:
+    """The gradients that this process holds, by name of their parameter."""
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
 def open_parallel(choice: str, world: World) -> Parallel:

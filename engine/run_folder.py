@@ -17,7 +17,7 @@ from engine.distributed import World
 # for rounding. Data set and mean image may move, their content is compared.
 FREE_KEYS = {
     *("compile", "data.mean", "data.on_error", "data.root", "device", "log_every", "max_steps"),
-    *("micro_batch", "parallel", "runs", "timeout", "val_every"),
+    *("micro_batch", "parallel", "runs", "skip_steps", "timeout", "val_every"),
 }
 FREE_GROUPS = ("loader.", "checkpoint.")
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -112,7 +113,15 @@ def _parts(what: CheckpointLoad) -> tuple[World, Dataset, TrainingStep, Batch]:
     network = build_network(config.model, config.act, config.init, _CLASSES)
     network = network.to(what.device).to(memory_format=torch.channels_last)
     mean = load_mean("channel").to(what.device)
-    step = TrainingStep(network, build_optimizer(network, config), mean, precision, what.batch)
+    step = TrainingStep(
+        network,
+        build_optimizer(network, config),
+        mean,
+        precision,
+        what.batch,
+        gradient_norm=partial(open_parallel("ddp", world).gradient_norm, network),
+        max_gradient_norm=config.max_gradient_norm,
+    )
     names = [f"n{number:08d}" for number in range(_CLASSES)]
     labels = np.repeat(np.arange(_CLASSES), _PER_CLASS)
     index = ImageIndex(names, labels, "", np.full(len(labels), b"image.JPEG"))

@@ -7,6 +7,7 @@ multiply-adds against what one large matrix product of the same precision reache
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from configs.schema import TrainConfig
 from configs.store import compose_config
 from data.batch import Batch
 from data.mean import load_mean
+from engine.distributed import World
 from engine.optim import build_optimizer
+from engine.parallel import Replicas
 from engine.precision import Precision, set_precision
 from engine.step import TrainingStep
 from models.describe import describe
@@ -94,7 +97,16 @@ def _ours(config: TrainConfig, what: TrainLoad, precision: Precision) -> Callabl
     network = _network(config, what).to(memory_format=torch.channels_last)
     mean = load_mean("channel").to(what.device)
     optimizer = build_optimizer(network, config)
-    step = TrainingStep(network, optimizer, mean, precision, what.batch, compiled=config.compile)
+    step = TrainingStep(
+        network,
+        optimizer,
+        mean,
+        precision,
+        what.batch,
+        gradient_norm=partial(Replicas(World(0, 1, precision.device)).gradient_norm, network),
+        max_gradient_norm=config.max_gradient_norm,
+        compiled=config.compile,
+    )
     images = torch.randint(256, (what.batch, what.crop, what.crop, 3), dtype=torch.uint8)
     labels = torch.randint(_CLASSES, (what.batch,))
     keys = torch.randint(2**62, (what.batch,))

@@ -5,6 +5,7 @@ Arguments: overrides of train.py. The truth is the same step on the whole batch,
 
 import json
 import sys
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -94,12 +95,21 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
     optimizer = build_optimizer(network, config)
     precision = set_precision("fp32", world.device)
     micro = config.micro_batch or config.batch_size // world.size
-    step = TrainingStep(connected, optimizer, torch.zeros(1, 1, 3), precision, micro)
+    step = TrainingStep(
+        connected,
+        optimizer,
+        torch.zeros(1, 1, 3),
+        precision,
+        micro,
+        gradient_norm=partial(lies.gradient_norm, network),
+        max_gradient_norm=None,
+    )
     traffic = Traffic(world)
     for replica in step.replicas:
         replica.register_comm_hook(None, traffic.hook)
     batch = batch_of(config.batch_size, config.data.crop)
-    loss = world.sum(step(rows(batch, world.share(config.batch_size)))) / world.size
+    result = step(rows(batch, world.share(config.batch_size)))
+    loss = world.sum(result.loss) / world.size
     sent = traffic.sent
     expected = truth(config, batch)
     gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
@@ -113,6 +123,7 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
         "rank": world.rank,
         "loss": loss.item(),
         "worst_gradient": max(error(whole[name], expected[name]) for name in expected),
+        "norm_error": abs(result.gradient_norm.item() / whole_norm(expected) - 1),
         "worst_norm": max(abs(norms[n] / expected[n].norm().item() - 1) for n in expected),
         "momentum": sum(held["momentum_buffer"].numel() for held in state["state"].values()),
         "same_network": all(torch.equal(t, complete.get_parameter(n)) for n, t in weights.items()),
@@ -120,6 +131,10 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
         "kept": sum(2 * p.nbytes + optimizer.state[p]["momentum_buffer"].nbytes for p in held),
         "fc3_bias": network.head.fc3.bias.tolist(),
     }
+
+
+def whole_norm(gradients: dict[str, Tensor]) -> float:
+    return torch.cat([g.double().flatten() for g in gradients.values()]).norm().item()
 
 
 def error(found: Tensor, expected: Tensor) -> float:

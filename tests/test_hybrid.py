@@ -34,6 +34,7 @@ def test_a_step_has_the_gradients_of_the_whole_batch(processes: int, overrides: 
         for process in each:
             assert process["worst_gradient"] < 1e-4, process
             assert process["worst_norm"] < 1e-4, process
+            assert process["norm_error"] < 1e-4, process
             assert process["momentum"] == (parameters if process["rank"] == 0 else 0)
             assert process["same_network"]
             assert process["fc3_bias"] == each[0]["fc3_bias"]  # replicas, equal bit for bit

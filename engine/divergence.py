@@ -1,0 +1,79 @@
+"""A run that diverges: seen early, told what to type, and led past the batches that did it.
+
+Resuming is deterministic, so that a run whose loss becomes nan does so again. The way on is the one
+of PaLM (arXiv 2204.02311, Sec. 5.1): from a checkpoint before the rise, `skip_steps` leaves out the
+updates of the steps that led there, and training goes on with batches that are the same as ever.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from configs.errors import UserError
+
+RECENT = 100  # steps whose losses make the recent level
+
+
+def rises(loss: float, recent: Sequence[float]) -> bool:
+    """Whether a loss is far above the median of the losses before it; one of few is no level."""
+    return len(recent) > 0 and loss > 1.5 * median(recent) + 1
+
+
+def refuse_other_skips(
+    step: int, old: Sequence[Sequence[int]], new: Sequence[Sequence[int]]
+) -> None:
+    """Raises UserError if skip_steps now says another thing of steps that are done."""
+    before, after = ([list(s) for s in spans if s[0] <= step] for spans in (old, new))
+    if before != after:
+        raise UserError(
+            f"steps up to {step} are done, with skip_steps={before}: keep these spans, and add "
+            "only spans of later steps"
+        )
+
+
+def way_on(folder: Path, step: int, rose_at: int | None, spans: Sequence[Sequence[int]]) -> str:
+    """What to type after the loss became no number at `step`.
+
+    folder: of the checkpoints. rose_at: the step at which the loss rose far above its level, if it
+    did: a checkpoint written since then is part of the trouble. spans: skip_steps so far.
+    """
+    otherwise = (
+        "start a new run, name=..., with a smaller max_gradient_norm, smaller schedule.rates, or "
+        "precision=fp32"
+    )
+    sound = [(done, path) for path in _newest_first(folder) if (done := _step(path)) is not None]
+    sound = [(done, path) for done, path in sound if done < (rose_at or step)]
+    if not sound:
+        return f"there is no checkpoint from before that: {otherwise}"
+    done, path = max(sound, key=lambda pair: pair[0])
+    copy = "" if path.name == "last.pt" else f"`cp {path} {folder / 'last.pt'}`, then "
+    several = [list(span) for span in spans if span[0] <= done] + [[done + 1, step]]
+    keys = str(several).replace(" ", "")
+    return (
+        f"the last good checkpoint is {path}, of step {done}. To go on from it without the updates "
+        f'that led here: {copy}the same command with "skip_steps={keys}". If it diverges again, '
+        f"{otherwise}"
+    )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    names = ["last.pt", "previous.pt"]
+    kept = sorted(folder.glob("epoch-*.pt"), reverse=True)
+    return [path for path in [*(folder / name for name in names), *kept] if path.is_file()]
+
+
+def _step(path: Path) -> int | None:
+    """Steps done in a checkpoint; None where it cannot be read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(state["progress"]["step"])
+    except Exception:  # torch raises many kinds on a damaged file
+        return None
+
+
+def learns_nothing(recent: Sequence[float], num_classes: int) -> bool:
+    """Whether the recent losses are those of guessing among the classes, ln K."""
+    return len(recent) > 0 and median(recent) > math.log(num_classes) - 0.01
