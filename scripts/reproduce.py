@@ -4,6 +4,7 @@ python scripts/reproduce.py table4 [--data /imagenet] [--dry-run] [--launcher lo
 python scripts/reproduce.py fig3 --scaled --data FOLDER [--steps N] [--seeds 0 1 2]
 python scripts/reproduce.py all [--dry-run]
 python scripts/reproduce.py analysis [--models small14 small30] [--batch N] [--seeds N] [--json]
+python scripts/reproduce.py start --data FOLDER [--models small14] [--steps 20] [-- KEY=VALUE ...]
 """
 
 import argparse
@@ -17,9 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
+import torch
+
 from analysis.propagation_claims import claims
 from analysis.propagation_report import rows, write_report
 from analysis.propagation_study import Settings, study
+from analysis.start.page import write_start_page
+from analysis.start.remedies import REMEDIES
+from analysis.start.study import Settings as StartSettings
+from analysis.start.study import study as start_study
 from configs.errors import one_sentence
 from scripts.reproduce_tables import add_targets
 
@@ -54,6 +61,46 @@ def add_analysis(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=analysis)
 
 
+def start(options: argparse.Namespace) -> None:
+    """The first steps of training: do they diverge, and what keeps them from it."""
+    settings = StartSettings(
+        data=options.data,
+        models=options.models,
+        acts=options.acts,
+        inits=options.inits,
+        remedies=options.remedies,
+        seeds=options.seeds,
+        steps=options.steps,
+        curvature_images=options.curvature_images,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        overrides=options.overrides,
+    )
+    start_study(settings, options.out / "records")
+    print(f"Tables and figures: {write_start_page(options.out)}")
+
+
+def add_start(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command `start` and its options."""
+    usual = StartSettings("")
+    parser = commands.add_parser("start", help=start.__doc__)
+    parser.add_argument("--data", required=True, help="an image folder, with train/<class>/ in it")
+    parser.add_argument("--models", nargs="+", default=usual.models, help="any model of train.py")
+    parser.add_argument("--acts", nargs="+", default=usual.acts, help="any act of train.py")
+    parser.add_argument("--inits", nargs="+", default=usual.inits, help="any init of train.py")
+    parser.add_argument("--remedies", nargs="+", default=usual.remedies, choices=list(REMEDIES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=usual.seeds)
+    parser.add_argument("--steps", type=int, default=usual.steps)
+    parser.add_argument(
+        "--curvature-images",
+        type=int,
+        default=usual.curvature_images,
+        help="of a batch, for the curvature with the first seed; 0: not measured",
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "start")
+    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="of train.py")
+    parser.set_defaults(run=start)
+
+
 def main(arguments: list[str]) -> None:
     """Run the command that the arguments name."""
     parser = argparse.ArgumentParser(
@@ -62,6 +109,7 @@ def main(arguments: list[str]) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_targets(commands)
     add_analysis(commands)
+    add_start(commands)
     options = parser.parse_args(arguments)
     with one_sentence():
         options.run(options)

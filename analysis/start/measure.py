@@ -1,0 +1,198 @@
+"""Trains a network for its first steps, as train.py does, and looks into it."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from analysis.start.curvature import bound, curvature
+from analysis.start.record import Case, Curvature, Layer, Probe, Record
+from analysis.start.remedies import REMEDIES, scale_weights
+from configs.schema import TrainConfig
+from configs.validate import micro_batch
+from data.batch import Batch
+from data.mean import load_mean
+from data.normalise import network_input
+from engine.distributed import World
+from engine.optim import build_optimizer, set_learning_rate
+from engine.parallel import open_parallel
+from engine.precision import set_precision
+from engine.step import StepResult, TrainingStep
+from models.network import Network, build_network
+
+GIVEN_UP = 100.0  # a loss above it does not come back
+_PROBES = 20  # at most this many, after the first steps
+_ITERATIONS = 6  # of power iteration
+
+
+def measure(
+    case: Case,
+    config: TrainConfig,
+    batches: Iterator[Batch],
+    steps: int,
+    device: torch.device,
+    curvature_images: int,
+    on_step: Callable[[float], object],
+) -> Record:
+    """Train for `steps` steps, or until the loss is lost; on_step gets the loss of each.
+
+    curvature_images: of a batch, for the curvature before steps 1 and 2 and at the end; 0: none.
+    """
+    remedy = REMEDIES[case.remedy]
+    precision = set_precision(config.precision, device)
+    parts = (config.model, config.act, config.init, case.num_classes)
+    network = build_network(*parts, dropout=config.dropout, seed=case.seed)
+    scale_weights(network, remedy)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(network, config)
+    parallel = open_parallel("ddp", World(0, 1, device))
+    step = TrainingStep(
+        network,
+        optimizer,
+        load_mean(config.data.mean).to(device),
+        precision,
+        micro_batch(config, 1),
+        gradient_norm=partial(parallel.gradient_norm, network),
+        max_gradient_norm=config.max_gradient_norm,
+    )
+    record, watch = Record(case, steps), _Watch(network)
+    for number, batch in enumerate(batches, 1):
+        rate = config.schedule.rates[0] * remedy.share(number)
+        set_learning_rate(optimizer, rate)
+        if curvature_images and number in (1, 2, steps):
+            limit = bound(rate, config.momentum)
+            found = _curvature(network, step, batch, curvature_images)
+            record.curvature.append(Curvature(number, curvature_images, *found, limit))
+        probing = number <= _PROBES or number % -(-steps // _PROBES) == 0 or number == steps
+        result = watch.during(lambda: step(batch)) if probing else step(batch)  # noqa: B023
+        loss, norm = float(result.loss), float(result.gradient_norm)
+        if number == 1:
+            first = batch.labels
+        if number == 2 and record.probes:
+            k = kernel(record.layer("fc2", 0), config.model.fc[1])
+            shrunk = rate * _clip_factor(config, record.norms[0])
+            record.second = predicted_second(k, shrunk, first, batch.labels, case.num_classes)
+        record.losses.append(loss)
+        record.norms.append(norm)
+        on_step(loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)) or loss > GIVEN_UP:
+            break
+        if probing:
+            record.probes.append(Probe(number, watch.layers(_clip_factor(config, norm))))
+    return record
+
+
+def kernel(fc2: Layer, width: int) -> float:
+    """Mean product of two images' features of fc2, the inputs of fc3; dropout leaves it as it is.
+
+    It is what fc3 makes of a step: an image's update moves another image's logits by k times its
+    own p - y.
+    """
+    return fc2.common * fc2.rms**2 * width
+
+
+def predicted_second(
+    k: float, rate: float, first: Tensor, second: Tensor, num_classes: int
+) -> float:
+    """Loss of the second batch if all images had the same features in fc3, and p were 1 / K.
+
+    Step 1 then moves the logit of class c, for every image, by rate * k * (n_c / B - 1 / K), where
+    n_c of the first batch's B labels are c.
+    """
+    counts = torch.bincount(first, minlength=num_classes).double()
+    logits = rate * k * (counts / len(first) - 1 / num_classes)
+    return float(torch.logsumexp(logits, 0) - logits[second].mean())
+
+
+def _clip_factor(config: TrainConfig, norm: float) -> float:
+    """By which a gradient of this norm is scaled down."""
+    return min(1.0, (config.max_gradient_norm or math.inf) / norm)
+
+
+def _curvature(
+    network: Network, step: TrainingStep, batch: Batch, images: int
+) -> tuple[float, float]:
+    """In fp32, with the dropout masks of the step."""
+    assert isinstance(batch.images, Tensor)
+    parameters = list(network.parameters())
+    device = step.mean.device
+    parts = [batch.images, batch.colours, batch.keys, batch.labels]
+    pixels, colours, keys, labels = [part[:images].to(device) for part in parts]
+    inputs = network_input(pixels, step.mean, colours)
+    return curvature(
+        lambda: F.cross_entropy(network(inputs, keys), labels), parameters, _ITERATIONS
+    )
+
+
+class _Sums:
+    """Of a layer's features over the rounds of a step."""
+
+    def __init__(self) -> None:
+        self.images, self.squares = 0, 0.0
+        self.total: Tensor | float = 0.0
+        self.alive: Tensor | bool = False
+
+    def add(self, features: Tensor) -> None:
+        """features [B, C, ...]."""
+        x = features.detach().float()
+        self.images += len(x)
+        self.squares += float(x.square().sum(dtype=torch.float64))
+        self.total = self.total + x.sum(0)
+        self.alive = self.alive | (x > 0).transpose(0, 1).flatten(1).any(1)
+
+    def numbers(self) -> tuple[float, float, float]:
+        """(rms, share of dead units, share of energy common to all images)."""
+        assert isinstance(self.total, Tensor)
+        assert isinstance(self.alive, Tensor)
+        mean_square = self.squares / (self.images * self.total.numel())
+        # Of all pairs of two images: the mean of their products, over the mean square.
+        products = float(self.total.square().sum(dtype=torch.float64)) - self.squares
+        common = products / max(1, self.images - 1) / max(self.squares, 1e-300)
+        return mean_square**0.5, 1 - float(self.alive.float().mean()), common
+
+
+class _Watch:
+    """Looks at every weight layer of a network during a step."""
+
+    def __init__(self, network: Network) -> None:
+        self.weights: dict[str, nn.Parameter] = {}
+        self.sums: dict[str, _Sums] = {}
+        self.before: dict[str, Tensor] = {}
+        self.on = False
+        for path, module in network.named_modules():
+            name = path.rsplit(".", 1)[-1]
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                assert isinstance(module.weight, nn.Parameter)
+                self.weights[name] = module.weight
+            if name.startswith("rect") or name == "fc3":
+                in_trunk = path.startswith("trunk")
+                layer = name.replace("rect", "conv" if in_trunk else "fc")
+                module.register_forward_hook(partial(self._see, layer))
+
+    def _see(self, layer: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if self.on:
+            self.sums[layer].add(output)
+
+    def during(self, step: Callable[[], StepResult]) -> StepResult:
+        """Do the step and look."""
+        self.sums = {name: _Sums() for name in self.weights}
+        self.before = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.on = True
+        try:
+            return step()
+        finally:
+            self.on = False
+
+    def layers(self, clipped: float) -> list[Layer]:
+        """What was seen; clipped: the factor by which the gradients have been scaled."""
+        found = []
+        for name, weight in self.weights.items():
+            assert weight.grad is not None
+            before = self.before[name]
+            norms = (before.norm(), weight.grad.norm() / clipped, (weight.detach() - before).norm())
+            numbers = [float(norm) for norm in norms]
+            found.append(Layer(name, *self.sums[name].numbers(), *numbers))
+        return found

@@ -1,0 +1,134 @@
+"""What the study of the first steps measures, as it is kept: one JSON file for each network."""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from configs.errors import UserError, refusing
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network, and how it is trained."""
+
+    model: str
+    act: str
+    init: str
+    remedy: str  # of analysis/start/remedies.py
+    seed: int
+    data: str  # name of the data set's folder
+    num_classes: int
+    num_images: int
+    crop: int  # pixels
+    scale: list[int]  # lowest and highest shorter side, pixels
+    batch_size: int
+    precision: str
+    overrides: list[str] = field(default_factory=list)  # further keys of train.py
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        parts = [self.model, self.act, self.init, self.remedy, self.data]
+        changed = [re.sub("[^A-Za-z0-9.]+", "-", key).strip("-") for key in self.overrides]
+        return "-".join([*parts, *changed, f"seed{self.seed}"])
+
+
+@dataclass
+class Layer:
+    """A layer at one step: its features of the batch, and its weights before the update."""
+
+    name: str
+    rms: float  # root of the mean square of the features behind the rectifier; fc3: of the logits
+    dead: float  # part of the channels (fc: units) that are positive nowhere in the batch; 0 to 1
+    common: float  # part of the features' energy that all images share
+    weight: float  # Euclidean norms: of the weights,
+    gradient: float  # of their gradient before it is clipped,
+    update: float  # of what the step adds to them
+
+
+@dataclass
+class Probe:
+    """All layers at one step."""
+
+    step: int  # from 1
+    layers: list[Layer]
+
+
+@dataclass
+class Curvature:
+    """Of the loss of some images of a batch, before a step."""
+
+    step: int
+    images: int
+    along_gradient: float  # g'Hg / g'g
+    largest: float  # eigenvalue by power iteration, a lower bound
+    bound: float  # 2 (1 + momentum) / rate: above it heavy-ball descent diverges
+
+
+@dataclass
+class Record:
+    """What a network did."""
+
+    case: Case
+    asked: int  # steps
+    losses: list[float] = field(default_factory=list)  # of each step; ends early where it diverges
+    norms: list[float] = field(default_factory=list)  # of the whole gradient, before clipping
+    second: float | None = None  # loss of step 2 as `predicted_second` has it
+    probes: list[Probe] = field(default_factory=list)
+    curvature: list[Curvature] = field(default_factory=list)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it was given up before its last step."""
+        return len(self.losses) < self.asked
+
+    @property
+    def highest(self) -> float:
+        """The highest loss after step 1, which no update precedes."""
+        later = [loss if math.isfinite(loss) else math.inf for loss in self.losses[1:]]
+        return max(later, default=math.nan)
+
+    def layer(self, name: str, probe: int) -> Layer:
+        """A layer at a probe."""
+        return next(layer for layer in self.probes[probe].layers if layer.name == name)
+
+    @property
+    def features(self) -> list[str]:
+        """All layers but fc3, which has logits."""
+        return [layer.name for layer in self.probes[0].layers if layer.name != "fc3"]
+
+
+def write_record(record: Record, folder: Path) -> None:
+    """Keep a record; raises UserError if it cannot be written."""
+    with refusing(OSError, what=f"cannot write into {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_rounded(asdict(record)), separators=(",", ":"))
+        (folder / f"{record.case.name}.json").write_text(text + "\n")
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records, by name; raises UserError for one that is damaged or of another version."""
+    return [read_record(path) for path in sorted(folder.glob("*.json"))]
+
+
+def read_record(path: Path) -> Record:
+    """One record; raises UserError if it is damaged or of another version."""
+    try:
+        values = json.loads(path.read_text())
+        probes = [Probe(p["step"], [Layer(**one) for one in p["layers"]]) for p in values["probes"]]
+        curvature = [Curvature(**one) for one in values["curvature"]]
+        parts = {"case": Case(**values["case"]), "probes": probes, "curvature": curvature}
+        return Record(**(values | parts))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged or of another version ({error})") from error
+
+
+def _rounded(value: object) -> object:
+    """Floats with five digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,0 +1,123 @@
+"""The first steps of networks, on images of any folder: what is missing is measured, then told."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from analysis.start.measure import measure
+from analysis.start.record import Case, Record, read_record, write_record
+from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
+from configs.errors import UserError
+from configs.schema import TrainConfig
+from configs.store import compose_config
+from configs.validate import one_of, scale_range, validate
+from data.draws import training_batches
+from data.index import ImageIndex, scan_folder
+from data.load import load
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: every combination of the first five, each for `steps` steps."""
+
+    data: str  # an image folder
+    models: Sequence[str] = ("small14",)
+    acts: Sequence[str] = ("relu", "prelu")
+    inits: Sequence[str] = ("he",)
+    remedies: Sequence[str] = (LETTER, DEFAULT)
+    seeds: Sequence[int] = (0, 1)
+    steps: int = 20
+    curvature_images: int = 32  # with the first seed; 0: no curvature
+    device: str = "cpu"
+    overrides: Sequence[str] = ()  # further keys of train.py
+
+
+def study(settings: Settings, folder: Path) -> list[Record]:
+    """Measure what has no record in `folder`, or one of fewer steps; returns the records asked for.
+
+    Raises UserError for an unknown choice or what train.py would refuse.
+    """
+    for remedy in settings.remedies:
+        one_of("--remedies", remedy, list(REMEDIES))
+    if settings.steps < 2 or settings.curvature_images < 0:
+        raise UserError("--steps must be at least 2, --curvature-images not negative")
+    index = scan_folder(settings.data, "train")
+    cases = [
+        _case(settings, index, model, act, init, remedy, seed)
+        for model in settings.models
+        for act in settings.acts
+        for init in settings.inits
+        for seed in settings.seeds
+        for remedy in settings.remedies
+    ]
+    records = []
+    for case, config in cases:
+        path = folder / f"{case.name}.json"
+        known = read_record(path) if path.is_file() else None
+        if known is None or known.asked < settings.steps or known.case != case:
+            known = _measure(settings, case, config, index)
+            write_record(known, folder)
+        print(f"{case.name}: {summary(known)}", flush=True)
+        records.append(known)
+    return records
+
+
+def summary(record: Record) -> str:
+    """One line for a person."""
+    told = f"highest loss {record.highest:.4g}, last {record.losses[-1]:.4g}"
+    return f"{told}, given up at step {len(record.losses)}" if record.diverged else told
+
+
+def _case(
+    settings: Settings,
+    index: ImageIndex,
+    model: str,
+    act: str,
+    init: str,
+    remedy: str,
+    seed: int,
+) -> tuple[Case, TrainConfig]:
+    chosen = [f"model={model}", f"act={act}", f"init={init}", f"seed={seed}"]
+    data = ["data=folder", f"data.root={settings.data}"]
+    keys = [*chosen, *data, *settings.overrides, *REMEDIES[remedy].overrides]
+    config = compose_config(keys, TrainConfig)
+    validate(config, 1)
+    case = Case(
+        model=model,
+        act=act,
+        init=init,
+        remedy=remedy,
+        seed=seed,
+        data=Path(settings.data).name,
+        num_classes=len(index.classes),
+        num_images=len(index),
+        crop=config.data.crop,
+        scale=list(scale_range(config.data.scale)),
+        batch_size=config.batch_size,
+        precision=config.precision,
+        overrides=[key for key in settings.overrides if not key.startswith(("loader", "micro"))],
+    )
+    return case, config
+
+
+def _measure(settings: Settings, case: Case, config: TrainConfig, index: ImageIndex) -> Record:
+    low, high = case.scale
+    draws = training_batches(case.seed, 0, settings.steps, case.batch_size, len(index), (low, high))
+    batches = load(index, draws, case.crop, config.loader, "stop", tqdm.write)
+    images = settings.curvature_images if case.seed == settings.seeds[0] else 0
+    bar = tqdm(total=settings.steps, desc=case.name, unit="step", disable=not sys.stderr.isatty())
+
+    def on_step(loss: float) -> None:
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.4g}")
+
+    try:
+        device = torch.device(settings.device)
+        return measure(case, config, batches, settings.steps, device, images, on_step)
+    finally:
+        bar.close()
+        batches.close()
