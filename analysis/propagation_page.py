@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import torch
-
 from analysis.propagation_claims import Claim, inits_agree
 from analysis.propagation_study import (
     ACT_NAMES,
     ACTS,
     Result,
     Results,
-    Settings,
+    Study,
     standard_error,
     typical,
     with_spread,
@@ -85,15 +83,15 @@ _SEEN = """\
   0.01, which do not, it loses a little less in each layer."""
 
 
-def page(results: Results, settings: Settings, claims: Sequence[Claim]) -> str:
+def page(results: Results, study: Study, claims: Sequence[Claim]) -> str:
     """README.md of the folder of results."""
-    models = list(dict.fromkeys(settings.models))
+    models = list(dict.fromkeys(study.settings.models))
     agree = max(inits_agree(results, model, act) for model in models for act in ACTS)
     header = ["statement", "paper", "closed form", "measured"]
     stated = [[c.statement, c.paper, c.closed_form, c.measured] for c in claims]
     within, total = _within(results, models)
     parts = [
-        _INTRODUCTION.format(command=settings.command(), torch=torch.__version__.split("+")[0]),
+        _INTRODUCTION.format(command=study.settings.command(), torch=study.torch),
         _STATEMENTS.format(table=markdown(header, stated), agree=agree),
         _DIFFERENCES.format(table=_factors(results, models), within=within, all=total),
         _SEEN,

@@ -19,7 +19,7 @@ from analysis.propagation_study import (
     INITS,
     Result,
     Results,
-    Settings,
+    Study,
     spread,
     standard_error,
     typical,
@@ -31,25 +31,26 @@ from configs.errors import refusing
 _TITLES = {"forward": "Var[y_l] (Eq. 9)", "backward": "Var[dx_l] (Eq. 13)"}
 
 
-def write_report(
-    results: Results, settings: Settings, claims: Sequence[Claim], folder: Path
-) -> None:
+def write_report(results: Results, study: Study, claims: Sequence[Claim], folder: Path) -> None:
     """README.md, propagation.csv, propagation.md and MODEL.png, MODEL.svg in the folder.
 
     Raises UserError if they cannot be written.
     """
-    models = list(dict.fromkeys(settings.models))
     with styled():
-        for model in models:
+        for model in dict.fromkeys(study.settings.models):
             save_figure(draw(results, model), folder, model)
-    texts = {
-        "propagation.csv": _csv(rows(results)),
-        "propagation.md": _tables(results, models),
-        "README.md": page(results, settings, claims),
-    }
     with refusing(OSError, what=f"cannot write into {folder}"):
-        for name, text in texts.items():
+        for name, text in texts(results, study, claims).items():
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def texts(results: Results, study: Study, claims: Sequence[Claim]) -> dict[str, str]:
+    """The contents of README.md, propagation.csv and propagation.md."""
+    return {
+        "propagation.csv": _csv(rows(results)),
+        "propagation.md": _tables(results, list(dict.fromkeys(study.settings.models))),
+        "README.md": page(results, study, claims),
+    }
 
 
 def rows(results: Results) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import configs
@@ -12,6 +13,7 @@ from analysis.propagation import (
     Conv,
     Curves,
     Floats,
+    Signals,
     borders,
     conv_table,
     measure,
@@ -34,6 +36,8 @@ ACT_NAMES = {"relu": "ReLU", "prelu": "PReLU, a = 0.25"}
 ACTS, INITS = tuple(ACT_NAMES), tuple(INIT_NAMES)
 DIRECTIONS = ("forward", "backward")
 
+Key = tuple[str, str, str]  # model, act, init
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,6 +53,19 @@ class Settings:
         models = " ".join(self.models)
         numbers = f"--crop {self.crop} --batch {self.batch} --seeds {self.seeds}"
         return f"python scripts/reproduce.py analysis --models {models} {numbers}"
+
+    def networks(self) -> list[Key]:
+        """Every network: each model with each rectifier and initialisation."""
+        return [(m, a, i) for m in dict.fromkeys(self.models) for a in ACTS for i in INITS]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that was measured; tables, figures and pages follow from it."""
+
+    settings: Settings
+    torch: str  # the version that measured
+    signals: dict[Key, Signals]
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ class Result:
         return np.asarray(self.measured[direction] / self.predicted[direction])
 
 
-Results = dict[tuple[str, str, str], Result]  # by model, act, init
+Results = dict[Key, Result]
 
 
 def typical(values: Floats) -> Floats:
@@ -108,27 +125,37 @@ def with_spread(values: Floats, layer: int) -> str:
     return f"{middle:.3g}" if np.isnan(factor) else f"{middle:.3g} ×/÷ {factor:.2f}"
 
 
-def study(settings: Settings) -> Results:
-    """All results of the models; raises UserError for an unknown model or too small a crop."""
+def study(settings: Settings) -> Study:
+    """Measure all networks; raises UserError for an unknown model or too small a crop."""
     for name in ("crop", "batch", "seeds"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} {getattr(settings, name)} must be at least 1")
     known = sorted(path.stem for path in Path(configs.__file__).parent.glob("model/*.yaml"))
     for model in settings.models:
         one_of("--models", model, known)
-    keys = [(m, a, i) for m in dict.fromkeys(settings.models) for a in ACTS for i in INITS]
-    composed = [_config(*key) for key in keys]
-    for config in composed:
+    composed = {key: network_config(key) for key in settings.networks()}
+    for config in composed.values():
         _conv_stds(config, settings.crop)  # refuses before anything is measured
-    with tqdm(total=len(keys) * settings.seeds, unit="pass", disable=None) as bar:
-        found = {}
-        for key, config in zip(keys, composed, strict=True):
+    seeds, signals = range(settings.seeds), {}
+    with tqdm(total=len(composed) * settings.seeds, unit="pass", disable=None) as bar:
+        for key, config in composed.items():
             bar.set_description(" ".join(key))
-            found[key] = _result(config, settings, bar)
-    return found
+            crop, batch = settings.crop, settings.batch
+            signals[key] = measure(
+                config.model, config.act, config.init, crop, batch, seeds, bar.update
+            )
+    return Study(settings, torch.__version__.split("+")[0], signals)
 
 
-def _config(model: str, act: str, init: str) -> TrainConfig:
+def evaluate(measured: Study) -> Results:
+    """Each network's measurements beside Eq. 9 and 13, and the factors that these leave out."""
+    crop = measured.settings.crop
+    return {key: _result(network_config(key), crop, s) for key, s in measured.signals.items()}
+
+
+def network_config(key: Key) -> TrainConfig:
+    """The configuration of a network; raises UserError where a part of it is unknown."""
+    model, act, init = key
     return compose_config([f"model={model}", f"act={act}", f"init={init}"], TrainConfig)
 
 
@@ -138,20 +165,18 @@ def _conv_stds(config: TrainConfig, crop: int) -> list[float]:
     return [layer.std for layer in layers if layer.kind == "conv" and layer.std is not None]
 
 
-def _result(config: TrainConfig, settings: Settings, bar: "tqdm[object]") -> Result:
-    model, act, init = config.model, config.act, config.init
-    table, stds = conv_table(model), _conv_stds(config, settings.crop)
-    seeds, shares = range(settings.seeds), borders(table, settings.crop)
-    signals = measure(model, act, init, settings.crop, settings.batch, seeds, bar.update)
+def _result(config: TrainConfig, crop: int, signals: Signals) -> Result:
+    table, stds = conv_table(config.model), _conv_stds(config, crop)
+    shares, slope = borders(table, crop), config.act.slope
     return Result(
-        model=model.name,
-        act=act.name,
-        init=init.name,
-        slope=act.slope,
+        model=config.model.name,
+        act=config.act.name,
+        init=config.init.name,
+        slope=slope,
         table=table,
         stds=stds,
-        predicted=predict(table, stds, act.slope),
+        predicted=predict(table, stds, slope),
         measured=signals.curves(),
         borders=shares.curves(),
-        pools=pools(table, signals, shares, act.slope),
+        pools=pools(table, signals, shares, slope),
     )

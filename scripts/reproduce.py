@@ -4,6 +4,7 @@ python scripts/reproduce.py table4 [--data /imagenet] [--dry-run] [--launcher lo
 python scripts/reproduce.py fig3 --scaled --data FOLDER [--steps N] [--seeds 0 1 2]
 python scripts/reproduce.py all [--dry-run]
 python scripts/reproduce.py analysis [--models small14 small30] [--batch N] [--seeds N] [--json]
+python scripts/reproduce.py analysis --rewrite
 python scripts/reproduce.py start --data FOLDER [--models small14] [--steps 20] [-- KEY=VALUE ...]
 """
 
@@ -22,26 +23,34 @@ import torch
 
 from analysis.propagation_claims import claims
 from analysis.propagation_report import rows, write_report
-from analysis.propagation_study import Settings, study
+from analysis.propagation_signals import read_signals, write_signals
+from analysis.propagation_study import Settings, evaluate, study
 from analysis.start.page import write_start_page
 from analysis.start.remedies import REMEDIES
 from analysis.start.study import Settings as StartSettings
 from analysis.start.study import study as start_study
 from configs.errors import one_sentence
+from configs.validate import require
 from scripts.reproduce_tables import add_targets
 
 
 def analysis(options: argparse.Namespace) -> None:
     """Signal propagation (Sec. 2.2): needs no data."""
     settings = Settings(tuple(options.models), options.crop, options.batch, options.seeds)
-    results = study(settings)
-    found = claims(results, settings)
-    write_report(results, settings, found, options.out)
+    if options.rewrite:
+        given = "--models, --crop, --batch, --seeds"
+        require(settings == Settings(), f"--rewrite takes its settings from the file, not {given}")
+    else:
+        write_signals(study(settings), options.out)
+    measured = read_signals(options.out)  # rounded: what is written now can be written again
+    results = evaluate(measured)
+    stated = claims(results, measured.settings)
+    write_report(results, measured, stated, options.out)
     if options.json:
-        stated = [asdict(claim) for claim in found]
-        print(json.dumps({**asdict(settings), "claims": stated, "rows": rows(results)}))
+        numbers = {"claims": [asdict(claim) for claim in stated], "rows": rows(results)}
+        print(json.dumps({**asdict(measured.settings), **numbers}))
         return
-    for claim in found:
+    for claim in stated:
         paper = f"paper {claim.paper}, " if claim.paper else ""
         closed = f"closed form {claim.closed_form}, " if claim.closed_form else ""
         print(f"{claim.statement}: {paper}{closed}measured {claim.measured}")
@@ -57,6 +66,9 @@ def add_analysis(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--batch", type=int, default=usual.batch, help="images of a seed")
     parser.add_argument("--seeds", type=int, default=usual.seeds, help="networks drawn")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis")
+    parser.add_argument(
+        "--rewrite", action="store_true", help="measure nothing, write all from OUT/signals.json"
+    )
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     parser.set_defaults(run=analysis)
 

@@ -12,10 +12,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.propagation import Conv, borders, conv_table, measure, pools, predict
+from analysis.propagation import (
+    Conv,
+    borders,
+    conv_table,
+    measure,
+    pools,
+    predict,
+)
 from analysis.propagation_claims import NOT_RUN, Claim, claims, inits_agree
 from analysis.propagation_report import write_report
-from analysis.propagation_study import INITS, Results, Settings, standard_error, study
+from analysis.propagation_signals import read_signals
+from analysis.propagation_study import (
+    INITS,
+    Results,
+    Settings,
+    Study,
+    evaluate,
+    standard_error,
+    study,
+)
 from analysis.style import series
 from configs.schema import ModelConfig, StageConfig
 from tests.conftest import composed, run_program
@@ -38,9 +54,14 @@ def plain(table: list[Conv]) -> list[tuple[int, int, int]]:
 
 
 @pytest.fixture(scope="module")
-def found() -> Results:
+def measured() -> Study:
     """All four rules on two small nets; crops so small that borders and rests of pools count."""
     return study(Settings(("small14", "vgg_b"), crop=64, batch=1, seeds=2))
+
+
+@pytest.fixture(scope="module")
+def found(measured: Study) -> Results:
+    return evaluate(measured)
 
 
 def test_the_table_is_the_papers() -> None:
@@ -203,13 +224,19 @@ def test_the_program_writes_a_whole_report(tmp_path: Path) -> None:
         assert f"({name})" in page
         assert (tmp_path / "new" / name).exists()
     assert "--models small14 --crop 64 --batch 1 --seeds 2" in page
+    study = read_signals(tmp_path / "new")
+    results = evaluate(study)
+    write_report(results, study, claims(results, study.settings), tmp_path / "again")
+    for path in sorted((tmp_path / "again").iterdir()):
+        assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
 
 
-def test_the_same_study_gives_the_same_bytes(found: Results, tmp_path: Path) -> None:
-    part = {key: result for key, result in found.items() if key[0] == "small14"}
-    settings = Settings(("small14",), 64, 1, 2)
+def test_the_same_study_gives_the_same_bytes(measured: Study, tmp_path: Path) -> None:
+    small = {key: s for key, s in measured.signals.items() if key[0] == "small14"}
+    part = Study(Settings(("small14",), 64, 1, 2), measured.torch, small)
+    results = evaluate(part)
     for name in "ab":
-        write_report(part, settings, claims(part, settings), tmp_path / name)
+        write_report(results, part, claims(results, part.settings), tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert len(files) == 5
     for name in files:
@@ -222,6 +249,8 @@ def test_the_same_study_gives_the_same_bytes(found: Results, tmp_path: Path) -> 
         (["--models", "small15"], "--models=small15 is unknown: choose from A, B, C, small14"),
         (["--models", "small14", "--crop", "16"], "data.crop=16 is too small for model small14"),
         (["--seeds", "0"], "--seeds 0 must be at least 1"),
+        (["--rewrite"], "out/signals.json is missing"),
+        (["--rewrite", "--seeds", "3"], "--rewrite takes its settings from the file"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options: list[str], sentence: str, tmp_path: Path) -> None:
