@@ -5,6 +5,7 @@ Backward is Var[dx_l], the gradient at its input, for a gradient of variance 1 a
 rectifier's output. As in the paper there is no dx_1, and the fc layers are left out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -164,6 +165,24 @@ def pools(table: Sequence[Conv], signals: Signals, shares: Signals, slope: float
     backward = _products(np.hstack([down, one])[:, ::-1])[:, ::-1].copy()
     backward[:, 0] = np.nan
     return Curves(forward, backward)
+
+
+def pool_of_independent(side: int, stride: int, slope: float) -> tuple[float, float]:
+    """The factors of `pools` for a window of side * side independent Gaussian responses.
+
+    Up: the mean square that the rectifier leaves of the largest response, over that of any one.
+    Down: one position of stride * stride gets the gradient, times f'(largest response)^2. Both
+    have Eq. 8's 1/2 (1 + a^2) taken out.
+    """
+    count = side**2
+    y = torch.linspace(-10, 10, 20001, dtype=torch.float64)
+    density = count * torch.exp(-(y**2) / 2) / math.sqrt(2 * math.pi)
+    density *= torch.special.ndtr(y) ** (count - 1)  # of the largest of `count` responses
+    rectified = torch.where(y > 0, y, slope * y)
+    mean_square = torch.trapezoid(density * rectified**2, y).item()
+    negative = 0.5**count  # all responses of the window
+    passed = 1 - negative + slope**2 * negative
+    return mean_square / gain(slope), passed / stride**2 / gain(slope)
 
 
 def measure(

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.propagation import Floats, conv_table, gain
+from analysis.propagation import conv_table, gain
 from analysis.propagation_study import ACTS, Results, Settings, typical, with_spread
+from analysis.propagation_summary import span
 from configs.schema import TrainConfig
 from configs.store import compose_config
 from models.network import build_network
@@ -43,8 +44,8 @@ def inits_agree(results: Results, model: str, act: str) -> float:
     rules = [result for key, result in results.items() if key[:2] == (model, act)]
     worst = 0.0
     for direction in ("forward", "backward"):
-        ratios = [rule.ratio(direction)[:, 1:] for rule in rules]
-        worst = max(worst, *(float(abs(ratio / ratios[0] - 1).max()) for ratio in ratios))
+        ratios = np.stack([rule.ratio(direction)[:, 1:] for rule in rules])
+        worst = max(worst, float((ratios.max(axis=0) / ratios.min(axis=0) - 1).max()))
     return worst
 
 
@@ -78,7 +79,7 @@ def _against_std_001(results: Results) -> Claim:
     measured = NOT_RUN
     if (VGG, "relu", "he") in results:
         he, small = (results[VGG, "relu", rule].measured.backward for rule in ("he", "gaussian"))
-        measured = f"1/({_range(np.sqrt(he[:, 1] / small[:, 1]), '.1f')})"
+        measured = f"1/({span(np.sqrt(he[:, 1] / small[:, 1]), '.1f')})"
     return Claim(statement, "1/(1.7e4)", f"1/{factor:.1f}", measured)
 
 
@@ -110,7 +111,7 @@ def _xavier(results: Results, model: str, act: str) -> Claim:
         f"{model}, {name}: std of the last response, Xavier against He forward",
         f"1/sqrt(2)^{layers}" if act == "relu" else "",
         f"{root}^{layers} = {ratio:.4e}",
-        _range(np.sqrt(xavier[:, -1] / he[:, -1]), ".4e"),
+        span(np.sqrt(xavier[:, -1] / he[:, -1]), ".4e"),
     )
 
 
@@ -123,11 +124,5 @@ def _telescope(results: Results, model: str) -> Claim:
         f"{model}, ReLU: Var[y_L] / Var[y_1], He backward against He forward",
         "c_2 / d_L",
         f"{table[1].channels}/{table[-1].filters} = {table[1].channels / table[-1].filters:.6f}",
-        _range(ratio, ".6f"),
+        span(ratio, ".6f"),
     )
-
-
-def _range(values: Floats, form: str) -> str:
-    """The least and the greatest of the seeds' values, or what all are as printed."""
-    low, high = (format(float(end), form) for end in (values.min(), values.max()))
-    return low if low == high else f"{low} to {high}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.propagation_claims import Claim
-from analysis.propagation_page import markdown, page
+from analysis.propagation_page import page
 from analysis.propagation_plot import draw
 from analysis.propagation_study import (
     ACT_NAMES,
@@ -25,6 +25,7 @@ from analysis.propagation_study import (
     typical,
     with_spread,
 )
+from analysis.propagation_summary import markdown
 from analysis.style import save_figure, styled
 from configs.errors import refusing
 

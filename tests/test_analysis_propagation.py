@@ -17,6 +17,7 @@ from analysis.propagation import (
     borders,
     conv_table,
     measure,
+    pool_of_independent,
     pools,
     predict,
 )
@@ -162,6 +163,18 @@ def test_a_pool_of_independent_responses_does_as_order_statistics_say() -> None:
     assert passed == pytest.approx(np.full(4, (1 - 1 / 16) / 4), rel=0.03)
 
 
+@pytest.mark.parametrize(("side", "stride", "slope"), [(1, 1, 0.25), (2, 2, 0.25), (3, 2, 0.0)])
+def test_factors_of_a_pool_of_independent_responses(side: int, stride: int, slope: float) -> None:
+    y = np.random.default_rng(0).standard_normal((400_000, side**2))
+    largest = y.max(axis=1)
+    gradients = np.where(largest > 0, 1, slope)
+    up, down = pool_of_independent(side, stride, slope)
+    any_one = (np.where(y > 0, y, slope * y)[:, 0] ** 2).mean()
+    assert up == pytest.approx(((gradients * largest) ** 2).mean() / any_one, rel=0.02)
+    expected = (gradients**2).mean() / np.where(y[:, 0] > 0, 1, slope**2).mean() / stride**2
+    assert down == pytest.approx(expected, rel=0.01)
+
+
 def test_the_papers_statements(found: Results) -> None:
     stated = {claim.statement: claim for claim in claims(found, Settings(("small14", "vgg_b")))}
 
@@ -224,6 +237,7 @@ def test_the_program_writes_a_whole_report(tmp_path: Path) -> None:
         assert f"({name})" in page
         assert (tmp_path / "new" / name).exists()
     assert "--models small14 --crop 64 --batch 1 --seeds 2" in page
+    assert "small30" not in page
     study = read_signals(tmp_path / "new")
     results = evaluate(study)
     write_report(results, study, claims(results, study.settings), tmp_path / "again")
