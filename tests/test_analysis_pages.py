@@ -1,0 +1,60 @@
+"""The committed pages are what their generators write today, byte for byte."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis.propagation_claims import claims
+from analysis.propagation_report import texts
+from analysis.propagation_signals import read_signals
+from analysis.propagation_study import evaluate
+from analysis.records import load
+from analysis.report import write_report
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "results"
+
+
+def pages(folder: Path) -> dict[str, bytes]:
+    """The Markdown and CSV files of a folder."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".md", ".csv")}
+
+
+def assert_same(fresh: dict[str, bytes], folder: Path, command: str) -> None:
+    """Neither a stale page, nor one that is missing, nor one that nothing writes any more."""
+    committed = pages(folder)
+    stale = sorted(
+        name for name in fresh | committed if fresh.get(name, b"") != committed.get(name, b"")
+    )
+    assert not stale, f"{folder}: {stale} are stale: python scripts/reproduce.py {command}"
+
+
+def test_signal_propagation() -> None:
+    study = read_signals(RESULTS / "analysis")
+    results = evaluate(study)
+    fresh = texts(results, study, claims(results, study.settings))
+    encoded = {name: text.encode() for name, text in fresh.items()}
+    assert_same(encoded, RESULTS / "analysis", "analysis --rewrite")
+
+
+def test_tables_and_figures(tmp_path: Path) -> None:
+    """From the records alone, with the page of signal propagation and any saved photographs."""
+    shutil.copytree(RESULTS / "records", tmp_path / "records")
+    (tmp_path / "analysis").mkdir()
+    shutil.copy(RESULTS / "analysis" / "README.md", tmp_path / "analysis")
+    for photographs in RESULTS.glob("fig[45]*"):
+        shutil.copy(photographs, tmp_path)
+    write_report(load(tmp_path), tmp_path, tmp_path / "no-runs")
+    assert_same(pages(tmp_path), RESULTS, "report")
+
+
+def test_first_steps(tmp_path: Path) -> None:
+    records = RESULTS / "start" / "records"
+    if not records.is_dir():
+        pytest.skip("the first steps of training have not been measured")
+    from analysis.start.page import write_start_page
+
+    shutil.copytree(records, tmp_path / "records")
+    write_start_page(tmp_path)
+    assert_same(pages(tmp_path), RESULTS / "start", "start")
