@@ -210,8 +210,7 @@ def _convolutions(
     model: "ModelConfig", act: "ActConfig", init: "InitConfig", seed: int
 ) -> nn.Sequential:
     """The trunk from conv1 to the last rectifier: images have variance 1, there is no last pool."""
-    bare = replace(model, fc=[1, 1], input_scale=1)
-    trunk = build_network(bare, act, init, num_classes=1, seed=seed).trunk
+    trunk = build_network(replace(model, fc=[1, 1]), act, init, num_classes=1, seed=seed).trunk
     assert isinstance(trunk, nn.Sequential)
     convs = [i for i, layer in enumerate(trunk) if isinstance(layer, nn.Conv2d)]
     layers = trunk[convs[0] : convs[-1] + 2].requires_grad_(False)
