@@ -59,7 +59,6 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
         precision,
         micro,
         gradient_norm=partial(parallel.gradient_norm, network),
-        max_gradient_norm=config.max_gradient_norm,
         compiled=compiled,
     )
     batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))

@@ -32,6 +32,9 @@ class ModelConfig:
     extra_convs: int = 0  # spread over the stages of several layers, deepest first (Sec. 2.2)
     spp: list[int] = MISSING  # pyramid levels: n stands for n x n bins
     fc: list[int] = field(default_factory=lambda: [4096, 4096])  # widths of fc1 and fc2
+    # Factor of the images before conv1. Not in the paper, whose recipe diverges within ten steps
+    # (docs/choices.md, results/start); 1: the paper to the letter.
+    input_scale: float = 0.03125
     scale: Any = MISSING  # default of data.scale
     epochs: int = MISSING  # default of epochs
 
@@ -124,9 +127,6 @@ class TrainConfig:
     momentum: float = 0.9  # Sec. 3, Eq. 4
     weight_decay: float = 5e-4  # Sec. 3; on weights, never on slopes (Sec. 2.1) or biases
     dropout: float = 0.5  # on fc1 and fc2 (Sec. 3)
-    # Not in the paper, whose recipe diverges (docs/start.md): a gradient whose Euclidean norm, over
-    # all parameters, is larger is scaled down to it. None: never, the paper to the letter.
-    max_gradient_norm: float | None = 2.0
     # Steps [first, last], counted from 1, that make no update: a way past a divergence. A resumed
     # run may add some that are still to come.
     skip_steps: list[list[int]] = field(default_factory=list)

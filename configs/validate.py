@@ -75,6 +75,7 @@ def _validate_model(model: ModelConfig) -> None:
         len(model.spp) > 0 and min(model.spp) > 0,
         f"model.spp={model.spp} must list at least one level, each at least 1",
     )
+    require(model.input_scale > 0, f"model.input_scale={model.input_scale} must be positive")
     require(model.extra_convs >= 0, f"model.extra_convs={model.extra_convs} is negative")
     require(
         model.extra_convs == 0 or any(stage.convs > 1 for stage in model.stages),
@@ -132,8 +133,6 @@ def _validate_amounts(config: TrainConfig) -> None:
         require(value is None or value > 0, f"{key}={value} must be at least 1")
     require(0 <= config.dropout < 1, f"dropout={config.dropout} must be in [0, 1)")
     require(0 <= config.seed < 2**31, f"seed={config.seed} must be in [0, 2^31)")
-    limit = config.max_gradient_norm
-    require(limit is None or limit > 0, f"max_gradient_norm={limit} must be positive, or null")
     ends = [end for span in config.skip_steps for end in span]
     require(
         all(len(span) == 2 and 0 < span[0] <= span[1] for span in config.skip_steps)

@@ -16,7 +16,7 @@ from engine.atomic import link, write_atomically
 if TYPE_CHECKING:
     from configs.schema import DataConfig
 
-FORMAT = 1
+FORMAT = 2  # raised when an older file would be taken for another network or run
 
 _UNREADABLE = (
     *(RuntimeError, OSError, EOFError, ValueError, KeyError, NotImplementedError),
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedError(f"{path} is damaged or not a checkpoint ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this project")
+        raise UserError(f"{path} is not a checkpoint of this version of the project")
     return state
 
 

@@ -176,13 +176,11 @@ class Trainer:
         if not self.progress.window:  # all were skipped
             return
         step, norms = self.progress.step, self.progress.norms
-        limit = self.config.max_gradient_norm or math.inf
         values = {
             "epoch": epoch,
             "loss": math.fsum(self.progress.window) / len(self.progress.window),
             "lr": rate,
             "gradient_norm": math.fsum(norms) / len(norms),
-            "clipped": sum(norm > limit for norm in norms) / len(norms),
             **self.meter.rates(step, self.config.batch_size),
         }
         self.log.write("train", step, **values)

@@ -14,7 +14,7 @@ class Progress:
     best: float = math.inf  # lowest of all validations
     validated: int = 0  # steps done at the last validation
     window: list[float] = field(default_factory=list)  # losses since the last metrics line
-    norms: list[float] = field(default_factory=list)  # gradient norms since then, before clipping
+    norms: list[float] = field(default_factory=list)  # gradient norms since then
     recent: list[float] = field(default_factory=list)  # losses of the last steps, their level
     rose_at: int | None = None  # step since which the loss is far above that level
 

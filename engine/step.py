@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_
 
 from data.batch import Batch
 from data.normalise import network_input
@@ -18,14 +17,13 @@ class StepResult(NamedTuple):
     """Two numbers of a step, on the device, not yet read."""
 
     loss: Tensor  # mean over this process's share of the batch
-    gradient_norm: Tensor  # Euclidean, of the gradient of all processes, before it is clipped
+    gradient_norm: Tensor  # Euclidean, of the gradient over all processes and parameters
 
 
 class TrainingStep:
     """Holds what a step needs; calling it with a process's share of a batch does the step.
 
     gradient_norm: the Euclidean norm of the whole gradient, on the device (engine/parallel.py).
-    max_gradient_norm: a longer gradient is scaled down to it; None: never (the paper).
     """
 
     def __init__(
@@ -37,12 +35,11 @@ class TrainingStep:
         micro_batch: int,
         *,
         gradient_norm: Callable[[], Tensor],
-        max_gradient_norm: float | None,
         compiled: bool = False,
     ) -> None:
         self.network, self.optimizer, self.mean = network, optimizer, mean
         self.precision, self.micro_batch = precision, micro_batch
-        self.gradient_norm, self.max_gradient_norm = gradient_norm, max_gradient_norm
+        self.gradient_norm = gradient_norm
         self.scaler = precision.scaler()
         self.replicas = [m for m in network.modules() if isinstance(m, DistributedDataParallel)]
         self.loss: Callable[..., Tensor] = torch.compile(self._loss) if compiled else self._loss
@@ -78,9 +75,6 @@ class TrainingStep:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradient_norm()
-        if self.max_gradient_norm is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            clip_grads_with_norm_(parameters, self.max_gradient_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return StepResult(total, norm)

@@ -120,7 +120,6 @@ def _parts(what: CheckpointLoad) -> tuple[World, Dataset, TrainingStep, Batch]:
         precision,
         what.batch,
         gradient_norm=partial(open_parallel("ddp", world).gradient_norm, network),
-        max_gradient_norm=config.max_gradient_norm,
     )
     names = [f"n{number:08d}" for number in range(_CLASSES)]
     labels = np.repeat(np.arange(_CLASSES), _PER_CLASS)

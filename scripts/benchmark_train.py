@@ -104,7 +104,6 @@ def _ours(config: TrainConfig, what: TrainLoad, precision: Precision) -> Callabl
         precision,
         what.batch,
         gradient_norm=partial(Replicas(World(0, 1, precision.device)).gradient_norm, network),
-        max_gradient_norm=config.max_gradient_norm,
         compiled=config.compile,
     )
     images = torch.randint(256, (what.batch, what.crop, what.crop, 3), dtype=torch.uint8)

@@ -42,47 +42,60 @@ def measure(
     curvature_images: of a batch, for the curvature before steps 1 and 2 and at the end; 0: none.
     """
     remedy = REMEDIES[case.remedy]
-    precision = set_precision(config.precision, device)
-    parts = (config.model, config.act, config.init, case.num_classes)
-    network = build_network(*parts, dropout=config.dropout, seed=case.seed)
-    scale_weights(network, remedy)
-    network = network.to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, config)
-    parallel = open_parallel("ddp", World(0, 1, device))
-    step = TrainingStep(
-        network,
-        optimizer,
-        load_mean(config.data.mean).to(device),
-        precision,
-        micro_batch(config, 1),
-        gradient_norm=partial(parallel.gradient_norm, network),
-        max_gradient_norm=config.max_gradient_norm,
-    )
+    network, step = _build(case, config, device)
     record, watch = Record(case, steps), _Watch(network)
+    previous = torch.empty(0)  # labels
     for number, batch in enumerate(batches, 1):
         rate = config.schedule.rates[0] * remedy.share(number)
-        set_learning_rate(optimizer, rate)
-        if curvature_images and number in (1, 2, steps):
-            limit = bound(rate, config.momentum)
-            found = _curvature(network, step, batch, curvature_images)
-            record.curvature.append(Curvature(number, curvature_images, *found, limit))
-        probing = number <= _PROBES or number % -(-steps // _PROBES) == 0 or number == steps
-        result = watch.during(lambda: step(batch)) if probing else step(batch)  # noqa: B023
-        loss, norm = float(result.loss), float(result.gradient_norm)
-        if number == 1:
-            first = batch.labels
+        set_learning_rate(step.optimizer, rate)
         if number == 2 and record.probes:
             k = kernel(record.layer("fc2", 0), config.model.fc[1])
-            shrunk = rate * _clip_factor(config, record.norms[0])
-            record.second = predicted_second(k, shrunk, first, batch.labels, case.num_classes)
+            labels = (previous, batch.labels)
+            record.second = predicted_second(k, record.rates[0], *labels, case.num_classes)
+        previous = batch.labels
+        if curvature_images and number in (1, 2, steps):
+            found = _curvature(network, step, batch, curvature_images)
+            highest = bound(rate, config.momentum)
+            record.curvature.append(Curvature(number, curvature_images, *found, highest))
+        probing = number <= _PROBES or number % -(-steps // _PROBES) == 0 or number == steps
+        result = watch.during(partial(step, batch)) if probing else step(batch)
+        loss, norm = float(result.loss), float(result.gradient_norm)
+        clipped = min(1.0, (remedy.clip or math.inf) / norm)
         record.losses.append(loss)
         record.norms.append(norm)
+        record.rates.append(rate * clipped)
         on_step(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss > GIVEN_UP:
             break
         if probing:
-            record.probes.append(Probe(number, watch.layers(_clip_factor(config, norm))))
+            record.probes.append(Probe(number, watch.layers(clipped)))
     return record
+
+
+def _build(case: Case, config: TrainConfig, device: torch.device) -> tuple[Network, TrainingStep]:
+    """The network and its step as train.py builds them, and the remedy's changes."""
+    remedy = REMEDIES[case.remedy]
+    parts = (config.model, config.act, config.init, case.num_classes)
+    network = build_network(*parts, dropout=config.dropout, seed=case.seed)
+    scale_weights(network, remedy.weights)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    parallel = open_parallel("ddp", World(0, 1, device))
+    step = TrainingStep(
+        network,
+        build_optimizer(network, config),
+        load_mean(config.data.mean).to(device),
+        set_precision(config.precision, device),
+        micro_batch(config, 1),
+        gradient_norm=partial(parallel.gradient_norm, network),
+    )
+    if remedy.clip is not None:
+        clip = partial(_clip, network, remedy.clip)
+        step.optimizer.register_step_pre_hook(lambda *_: clip())
+    return network, step
+
+
+def _clip(network: Network, limit: float) -> None:
+    nn.utils.clip_grad_norm_(network.parameters(), limit)
 
 
 def kernel(fc2: Layer, width: int) -> float:
@@ -105,11 +118,6 @@ def predicted_second(
     counts = torch.bincount(first, minlength=num_classes).double()
     logits = rate * k * (counts / len(first) - 1 / num_classes)
     return float(torch.logsumexp(logits, 0) - logits[second].mean())
-
-
-def _clip_factor(config: TrainConfig, norm: float) -> float:
-    """By which a gradient of this norm is scaled down."""
-    return min(1.0, (config.max_gradient_norm or math.inf) / norm)
 
 
 def _curvature(

@@ -75,7 +75,8 @@ class Record:
     asked: int  # steps
     losses: list[float] = field(default_factory=list)  # of each step; ends early where it diverges
     norms: list[float] = field(default_factory=list)  # of the whole gradient, before clipping
-    second: float | None = None  # loss of step 2 as `predicted_second` has it
+    rates: list[float] = field(default_factory=list)  # of each step, times what clipping leaves
+    second: float | None = None  # loss of step 2 as measure.predicted_second has it
     probes: list[Probe] = field(default_factory=list)
     curvature: list[Curvature] = field(default_factory=list)
 

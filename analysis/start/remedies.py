@@ -9,7 +9,7 @@ from torch import nn
 LETTER, DEFAULT = "letter", "default"
 
 
-def _whole_rate(step: int) -> float:
+def _full_rate(_step: int) -> float:
     return 1.0
 
 
@@ -19,28 +19,32 @@ class Remedy:
 
     title: str
     overrides: list[str] = field(default_factory=list)  # keys of train.py
-    share: Callable[[int], float] = _whole_rate  # of the rate, at step s = 1, 2, ...
-    end_to_end: float = 1.0  # factor of all weight layers together, c^(1/L) in each (Sec. 2.2)
+    share: Callable[[int], float] = _full_rate  # of the rate, at step s = 1, 2, ...
+    weights: float = 1.0  # factor of all L weight layers together, c^(1/L) in each (Sec. 2.2)
+    clip: float | None = None  # largest norm of the whole gradient
 
 
-_OFF = "max_gradient_norm=null"
+_OFF = ["model.input_scale=1"]
 
 REMEDIES = {
-    LETTER: Remedy("the paper to the letter", [_OFF]),
-    DEFAULT: Remedy("gradient clipped (default)"),
-    "clip1": Remedy("gradient clipped at 1", ["max_gradient_norm=1"]),
-    "clip5": Remedy("gradient clipped at 5", ["max_gradient_norm=5"]),
-    "warmup": Remedy("rate warmed up over 100 steps", [_OFF], lambda s: min(1, s / 100)),
-    "low": Remedy("a tenth of the rate for 100 steps", [_OFF], lambda s: 0.1 if s <= 100 else 1),
-    "factor": Remedy("all weights times (1/128)^(1/L)", [_OFF], end_to_end=1 / 128),
-    "fc_std": Remedy("half the std of fc1 and fc2", [_OFF, "init.fc_std=[0.005,0.005,0.001]"]),
+    LETTER: Remedy("the paper to the letter", _OFF),
+    DEFAULT: Remedy("inputs divided by 32 (default)"),
+    "inputs8": Remedy("inputs divided by 8", ["model.input_scale=0.125"]),
+    "inputs128": Remedy("inputs divided by 128", ["model.input_scale=0.0078125"]),
+    "factor": Remedy("all weights times (1/128)^(1/L)", _OFF, weights=1 / 128),
+    "factor8": Remedy("all weights times (1/8)^(1/L)", _OFF, weights=1 / 8),
+    "fc_std": Remedy("half the std of fc1 and fc2", [*_OFF, "init.fc_std=[0.005,0.005,0.001]"]),
+    "warmup": Remedy("rate warmed up over 100 steps", _OFF, lambda s: min(1.0, s / 100)),
+    "low": Remedy("a tenth of the rate for 100 steps", _OFF, lambda s: 0.1 if s <= 100 else 1.0),
+    "clip1": Remedy("gradient clipped at a norm of 1", _OFF, clip=1),
+    "clip2": Remedy("gradient clipped at a norm of 2", _OFF, clip=2),
+    "clip5": Remedy("gradient clipped at a norm of 5", _OFF, clip=5),
 }
 
 
 @torch.no_grad()
-def scale_weights(network: nn.Module, remedy: Remedy) -> None:
-    """Apply the remedy's factor to freshly drawn weights."""
-    if remedy.end_to_end != 1:
-        layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        for layer in layers:
-            layer.weight.mul_(remedy.end_to_end ** (1 / len(layers)))
+def scale_weights(network: nn.Module, factor: float) -> None:
+    """Multiply the freshly drawn weights of L layers by factor^(1/L) each."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        layer.weight.mul_(factor ** (1 / len(layers)))
