@@ -49,9 +49,8 @@ def measure(
         rate = config.schedule.rates[0] * remedy.share(number)
         set_learning_rate(step.optimizer, rate)
         if number == 2 and record.probes:
-            k = kernel(record.layer("fc2", 0), config.model.fc[1])
-            labels = (previous, batch.labels)
-            record.second = predicted_second(k, record.rates[0], *labels, case.num_classes)
+            k, labels = record.kernel(0), (previous, batch.labels)
+            record.second = predicted_second(k, record.rate(1), *labels, case.num_classes)
         previous = batch.labels
         if curvature_images and number in (1, 2, steps):
             found = _curvature(network, step, batch, curvature_images)
@@ -63,7 +62,6 @@ def measure(
         clipped = min(1.0, (remedy.clip or math.inf) / norm)
         record.losses.append(loss)
         record.norms.append(norm)
-        record.rates.append(rate * clipped)
         on_step(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss > GIVEN_UP:
             break
@@ -98,19 +96,10 @@ def _clip(network: Network, limit: float) -> None:
     nn.utils.clip_grad_norm_(network.parameters(), limit)
 
 
-def kernel(fc2: Layer, width: int) -> float:
-    """Mean product of two images' features of fc2, the inputs of fc3; dropout leaves it as it is.
-
-    It is what fc3 makes of a step: an image's update moves another image's logits by k times its
-    own p - y.
-    """
-    return fc2.common * fc2.rms**2 * width
-
-
 def predicted_second(
     k: float, rate: float, first: Tensor, second: Tensor, num_classes: int
 ) -> float:
-    """Loss of the second batch if all images had the same features in fc3, and p were 1 / K.
+    """Loss of the second batch if all images had the same features, of kernel k, and p were 1 / K.
 
     Step 1 then moves the logit of class c, for every image, by rate * k * (n_c / B - 1 / K), where
     n_c of the first batch's B labels are c.

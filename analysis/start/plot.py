@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.start.record import Record
 from analysis.start.remedies import REMEDIES
@@ -29,6 +29,8 @@ def draw_start(groups: Sequence[Sequence[Record]], title: str) -> Figure:
     panels[1][0].set_ylabel("rms of a layer's features, against step 1")
     for axes in panels[1]:
         axes.set_xlabel("step")
+    for axes in panels.flat:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -59,7 +61,7 @@ def _losses(axes: Axes, records: Sequence[Record]) -> None:
     )
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_yticks([2, 5, 10, 20, _TOP])
+    axes.set_yticks([5, 10, 20, _TOP])
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:g}" + (" or more" if value >= _TOP else ""))
     )

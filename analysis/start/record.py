@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from analysis.start.remedies import REMEDIES
 from configs.errors import UserError, refusing
 
 
@@ -26,6 +27,9 @@ class Case:
     batch_size: int
     precision: str
     overrides: list[str] = field(default_factory=list)  # further keys of train.py
+    rate: float = 0.01  # of the recipe, before the remedy
+    momentum: float = 0.9
+    width: int = 4096  # units of fc2
 
     @property
     def name(self) -> str:
@@ -75,7 +79,6 @@ class Record:
     asked: int  # steps
     losses: list[float] = field(default_factory=list)  # of each step; ends early where it diverges
     norms: list[float] = field(default_factory=list)  # of the whole gradient, before clipping
-    rates: list[float] = field(default_factory=list)  # of each step, times what clipping leaves
     second: float | None = None  # loss of step 2 as measure.predicted_second has it
     probes: list[Probe] = field(default_factory=list)
     curvature: list[Curvature] = field(default_factory=list)
@@ -94,6 +97,31 @@ class Record:
     def layer(self, name: str, probe: int) -> Layer:
         """A layer at a probe."""
         return next(layer for layer in self.probes[probe].layers if layer.name == name)
+
+    def rate(self, step: int) -> float:
+        """The rate of a step, from 1, times what clipping leaves of the gradient."""
+        remedy = REMEDIES[self.case.remedy]
+        left = min(1.0, (remedy.clip or math.inf) / self.norms[step - 1])
+        return self.case.rate * remedy.share(step) * left
+
+    def kernel(self, probe: int) -> float:
+        """Mean product k of two images' features of fc2, the inputs of fc3; dropout leaves it.
+
+        It is what fc3 makes of a step: an image's update moves another image's logits by the rate
+        times k times its own p - y, over the batch size.
+        """
+        fc2 = self.layer("fc2", probe)
+        return fc2.common * fc2.rms**2 * self.case.width
+
+    def noise(self, probe: int) -> float:
+        """Variance at which the noise of labels settles in the logits that all images share.
+
+        One class of K has the curvature k p, and its gradient k (p - n/B) the variance k^2 p / B,
+        as n of a batch's B labels are of it; of SGD with momentum mu this makes
+        rate * k / (2 (1 - mu) B), whatever K is.
+        """
+        case, step = self.case, self.probes[probe].step
+        return self.rate(step) * self.kernel(probe) / (2 * (1 - case.momentum) * case.batch_size)
 
     @property
     def features(self) -> list[str]:
@@ -121,6 +149,7 @@ def read_record(path: Path) -> Record:
         probes = [Probe(p["step"], [Layer(**one) for one in p["layers"]]) for p in values["probes"]]
         curvature = [Curvature(**one) for one in values["curvature"]]
         parts = {"case": Case(**values["case"]), "probes": probes, "curvature": curvature}
+        values.pop("rates", None)
         return Record(**(values | parts))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version ({error})") from error

@@ -99,6 +99,9 @@ def _case(
         scale=list(scale_range(config.data.scale)),
         batch_size=config.batch_size,
         precision=config.precision,
+        rate=config.schedule.rates[0],
+        momentum=config.momentum,
+        width=config.model.fc[1],
         overrides=[key for key in settings.overrides if not key.startswith(("loader", "micro"))],
     )
     return case, config
