@@ -1,7 +1,7 @@
 """The page of the first steps: what was measured, predicted, and made of it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -55,8 +55,7 @@ def write_start_page(folder: Path) -> Path:
         raise UserError(f"there is no record in {folder / 'records'}")
     parts = [_HEAD]
     with styled():
-        for number, group in enumerate(_by(records, _setting), 1):
-            parts.append(_section(group, number, folder))
+        parts += [_section(group, folder) for group in _by(records, _setting)]
     with refusing(OSError, what=f"cannot write into {folder}"):
         (folder / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
     return folder / "README.md"
@@ -67,14 +66,15 @@ def _setting(record: Record) -> tuple[object, ...]:
     return case.data, case.crop, *case.scale, case.batch_size, case.precision, *case.overrides
 
 
-def _by(records: Iterable[Record], key: "object") -> list[list[Record]]:
+def _by(records: Iterable[Record], key: Callable[[Record], object]) -> list[list[Record]]:
+    """Records of one key together, in the order in which keys come."""
     groups: dict[object, list[Record]] = {}
     for record in records:
-        groups.setdefault(key(record), []).append(record)  # type: ignore[operator]
+        groups.setdefault(key(record), []).append(record)
     return list(groups.values())
 
 
-def _section(records: Sequence[Record], number: int, folder: Path) -> str:
+def _section(records: Sequence[Record], folder: Path) -> str:
     case = records[0].case
     low, high = case.scale
     scale = f"{low}" if low == high else f"{low} to {high}"
@@ -87,23 +87,29 @@ def _section(records: Sequence[Record], number: int, folder: Path) -> str:
         _features(records),
         _curvatures(records),
     ]
-    by_model = _by(records, lambda record: (record.case.model, record.case.init))
-    for group in by_model:
-        model, init = group[0].case.model, group[0].case.init
-        chosen = [[r for r in group if r.case.remedy == name] for name in (LETTER, DEFAULT)]
-        if all(chosen):
-            name = f"first-steps-{number}-{model}-{init}"
-            save_figure(draw_start(chosen, f"{model}, {init}: the first steps"), folder, name)
-            parts.append(f"![Loss and features of {model} over the first steps]({name}.png)")
-        for same in _by(group, lambda record: (record.case.act, record.case.seed)):
-            if len({record.case.remedy for record in same}) > 2:
-                act, seed = same[0].case.act, same[0].case.seed
-                name = f"remedies-{number}-{model}-{act}-{init}-seed{seed}"
-                title = f"{model}, {act}, {init}, seed {seed}: ways to keep it from diverging"
-                order = sorted(same, key=lambda record: list(REMEDIES).index(record.case.remedy))
-                save_figure(draw_remedies(order, title), folder, name)
-                parts.append(f"![{title}]({name}.png)")
+    for group in _by(records, lambda record: (record.case.model, record.case.init)):
+        parts += _figures(group, folder)
     return "\n\n".join(part for part in parts if part)
+
+
+def _figures(records: Sequence[Record], folder: Path) -> list[str]:
+    """Of one model and initialisation: its first steps, and the ways compared."""
+    model, init, setting = (getattr(records[0].case, key) for key in ("model", "init", "setting"))
+    found = []
+    chosen = [[r for r in records if r.case.remedy == name] for name in (LETTER, DEFAULT)]
+    if all(chosen):
+        name = f"first-steps-{setting}-{model}-{init}"
+        save_figure(draw_start(chosen, f"{model}, {init}: the first steps"), folder, name)
+        found.append(f"![Loss and features of {model} over the first steps]({name}.png)")
+    for same in _by(records, lambda record: (record.case.act, record.case.seed)):
+        if len(same) > 2:
+            act, seed = same[0].case.act, same[0].case.seed
+            name = f"ways-{setting}-{model}-{act}-{init}-seed{seed}"
+            title = f"{model}, {act}, {init}, seed {seed}: ways to keep it from diverging"
+            order = sorted(same, key=lambda record: list(REMEDIES).index(record.case.remedy))
+            save_figure(draw_remedies(order, title), folder, name)
+            found.append(f"![{title}]({name}.png)")
+    return found
 
 
 def _rows(records: Sequence[Record]) -> list[list[Record]]:

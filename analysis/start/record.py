@@ -34,9 +34,14 @@ class Case:
     @property
     def name(self) -> str:
         """Of its file."""
-        parts = [self.model, self.act, self.init, self.remedy, self.data]
+        parts = [self.model, self.act, self.init, self.remedy, self.setting, f"seed{self.seed}"]
+        return "-".join(parts)
+
+    @property
+    def setting(self) -> str:
+        """Images and keys, as file names have them."""
         changed = [re.sub("[^A-Za-z0-9.]+", "-", key).strip("-") for key in self.overrides]
-        return "-".join([*parts, *changed, f"seed{self.seed}"])
+        return "-".join([self.data, *changed])
 
 
 @dataclass
