@@ -26,7 +26,7 @@ _FREE = {
 }
 _FREE_GROUPS = ("loader.", "checkpoint.")
 # A run that differs in these still stands in the tables, with a note.
-_NOTED = ("precision", "data.mean", "schedule.")
+_NOTED = ("precision", "data.mean", "schedule.", "skip_steps")
 
 # Keys of an evaluation that hold paths, or do not matter.
 _PLACES = ("data", "out", "save_predictions", "checkpoint", "loader")
