@@ -80,12 +80,23 @@ def write_page(sections: Sequence[Section], runs: Sequence[Run], results: Path) 
     """README.md and report.html; returns the path of the former."""
     shown = [f"- [{one.title}](#{one.anchor})" for one in sections if one.has_run]
     told = "Run so far:\n\n" + "\n".join(shown) if shown else "No training run is finished yet."
-    parts = [_HEAD, told, *(section.markdown() for section in sections), _propagation(results)]
+    parts = [_HEAD, told, *(section.markdown() for section in sections)]
+    parts += [_first_steps(results), _propagation(results)]
     parts += [_runs(runs), _commands(runs)]
     text = "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
     (results / "README.md").write_text(text)
     (results / "report.html").write_text(_html(text, results))
     return results / "README.md"
+
+
+def _first_steps(results: Path) -> str:
+    """A link to the page of `reproduce.py start`, if there is one."""
+    if not (results / "start" / "records").is_dir():
+        return ""
+    return (
+        "## The first steps of training\n\n[start/README.md](start/README.md): what the paper's "
+        "recipe does in its first steps, to the letter and with the project's default."
+    )
 
 
 def _propagation(results: Path) -> str:

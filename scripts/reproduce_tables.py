@@ -10,6 +10,7 @@ from pathlib import Path
 from analysis.paper import SCALED_TARGETS
 from analysis.records import collect, load
 from analysis.report import write_report
+from analysis.start.page import write_start_page
 from configs.errors import UserError
 from configs.validate import require
 from scripts.reproduce_cost import cost_table, given_rates, run_rates
@@ -78,6 +79,8 @@ def _analysis(options: argparse.Namespace) -> dict[str, str]:
 def report(options: argparse.Namespace) -> None:
     """Read all runs again and write all tables, figures and pages; nothing is run."""
     runs = collect(options.runs, options.results)
+    if (options.results / "start" / "records").is_dir():
+        write_start_page(options.results / "start")
     print(f"Report: {write_report(runs, options.results, options.runs)}")
 
 
