@@ -12,9 +12,9 @@ from data.load import load
 OnEvent = Callable[[str], None]
 
 
-def is_skipped(step: int, spans: Sequence[Sequence[int]]) -> bool:
-    """Whether step `step`, counted from 1, lies in one of skip_steps' spans [first, last]."""
-    return any(first <= step <= last for first, last in spans)
+def skipping(step: int, spans: Sequence[Sequence[int]]) -> Sequence[int] | None:
+    """The span [first, last] of skip_steps that step `step`, counted from 1, lies in, if any."""
+    return next((span for span in spans if span[0] <= step <= span[1]), None)
 
 
 def training_stream(
@@ -22,7 +22,7 @@ def training_stream(
 ) -> Generator[Batch]:
     """Rows `share` of the batches of steps start .. stop - 1, as Sec. 3 trains."""
     data, scale = config.data, scale_range(config.data.scale)
-    steps = (step for step in range(start, stop) if not is_skipped(step + 1, config.skip_steps))
+    steps = (step for step in range(start, stop) if not skipping(step + 1, config.skip_steps))
     every = (training_draws(config.seed, s, config.batch_size, len(index), scale) for s in steps)
     mine = (draws.rows(share) for draws in every)
     return load(index, mine, data.crop, config.loader, data.on_error, on_event)

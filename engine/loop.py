@@ -17,7 +17,7 @@ from configs.schema import TrainConfig
 from configs.store import to_dict
 from data.batch import Batch
 from data.dataset import Dataset
-from data.streams import OnEvent, is_skipped
+from data.streams import OnEvent, skipping
 from engine.checkpoint import load_latest, refuse_other_data, save_checkpoint, use_previous
 from engine.distributed import World
 from engine.divergence import (
@@ -108,8 +108,8 @@ class Trainer:
         every, val_every = self.config.checkpoint.every_steps, self.config.val_every
         self.meter.restart(self.progress.step)
         while self.progress.step < min(end, self.total):
-            if is_skipped(self.progress.step + 1, self.config.skip_steps):
-                self.skip_one_step()
+            if span := skipping(self.progress.step + 1, self.config.skip_steps):
+                self.skip_one_step(*span)
             else:
                 self.train_one_step(stream)
             if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
@@ -154,19 +154,14 @@ class Trainer:
         self.meter.unread.append((self.progress.step, self.step(batch)))
         self.log.advance()
 
-    def skip_one_step(self) -> None:
-        """Count a step of skip_steps, without its batch and update."""
+    def skip_one_step(self, first: int, last: int) -> None:
+        """Count a step of a span of skip_steps, without its batch and update."""
         self.progress.step += 1
-        step = self.progress.step
-        self.meter.since += 1
+        self.meter.since += 1  # its images do not count in images/s
         self.log.advance()
-        self.note(
-            next(
-                f"steps {first} to {last} are passed over without an update (skip_steps)"
-                for first, last in self.config.skip_steps
-                if first <= step <= last
-            )
-        )
+        what = f"steps {first} to {last} are passed over without an update (skip_steps)"
+        if what not in self.events:
+            self.note(what)
 
     def write_metrics(self, epoch: int, rate: float) -> None:
         """A line of what happened since the last one."""
@@ -175,12 +170,13 @@ class Trainer:
         self.write_events(epoch)
         if not self.progress.window:  # all were skipped
             return
-        step, norms = self.progress.step, self.progress.norms
-        values = {
+        step = self.progress.step
+        norms = [norm for norm in self.progress.norms if math.isfinite(norm)]  # fp16 may overflow
+        values: dict[str, Any] = {
             "epoch": epoch,
             "loss": math.fsum(self.progress.window) / len(self.progress.window),
             "lr": rate,
-            "gradient_norm": math.fsum(norms) / len(norms),
+            "gradient_norm": math.fsum(norms) / len(norms) if norms else None,
             **self.meter.rates(step, self.config.batch_size),
         }
         self.log.write("train", step, **values)
