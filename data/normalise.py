@@ -8,7 +8,8 @@ def network_input(images: Tensor, mean: Tensor, colours: Tensor | None = None) -
     """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W] (channels last in memory), mean subtracted.
 
     mean: [1, 1, 3] or [H, W, 3]; colours: [B, 3], the colour change of [16], added before the mean
-    is subtracted (Sec. 3). Grey levels keep their scale: there is no division by a deviation.
+    is subtracted (Sec. 3). Pixel values keep their scale here: the network divides them
+    (models/network.py, Scale).
     """
     x = images.to(torch.float32) - mean
     if colours is not None:
