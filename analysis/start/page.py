@@ -79,7 +79,7 @@ def _section(records: Sequence[Record], folder: Path) -> str:
     low, high = case.scale
     scale = f"{low}" if low == high else f"{low} to {high}"
     parts = [
-        f"## {case.data}: crops of {case.crop} pixels",
+        f"## {case.data}: crops of {case.crop} pixels at scale {scale}",
         f"{case.num_images:,} images of {case.num_classes:,} classes (ln K = "
         f"{math.log(case.num_classes):.3f}), shorter side {scale}, batches of {case.batch_size}, "
         f"{case.precision}.",
@@ -168,6 +168,7 @@ def _features(records: Sequence[Record]) -> str:
     head += ["at the end", "dead at step 1, worst layer", "at the end", "common energy, fc2"]
     head += ["noise, step 1", "at the end"]
     head += ["std of logits, step 1", "at the end", "gradient norm, step 1", "at the end"]
+    head += ["largest update / weights of a layer, step 1", "at the end"]
     body = []
     for own in _rows(records):
         probed = [r for r in own if len(r.probes) > 1]
@@ -189,6 +190,7 @@ def _features(records: Sequence[Record]) -> str:
                 *(_span([r.noise(place) for r in probed], ".2g") for place in (0, -1)),
                 *(_span([r.layer("fc3", place).rms for r in probed], ".2g") for place in (0, -1)),
                 *(_span([r.norms[place] for r in probed], ".3g") for place in (0, -1)),
+                *(_largest_update(probed, place) for place in (0, -1)),
             ]
         )
     note = (
@@ -196,6 +198,13 @@ def _features(records: Sequence[Record]) -> str:
         "end is the last step before a run was given up."
     )
     return f"{_table(head, body)}\n\n{note}"
+
+
+def _largest_update(own: Sequence[Record], place: int) -> str:
+    """Norm of a step's update against that of the weights, with the layer where it is largest."""
+    layers = [layer for record in own for layer in record.probes[place].layers]
+    layer = max(layers, key=lambda layer: layer.update / layer.weight)
+    return f"{100 * layer.update / layer.weight:.2g} % ({layer.name})"
 
 
 def _curvatures(records: Sequence[Record]) -> str:
