@@ -75,5 +75,5 @@ def _step(path: Path) -> int | None:
 
 
 def learns_nothing(recent: Sequence[float], num_classes: int) -> bool:
-    """Whether the recent losses are those of guessing among the classes, ln K."""
-    return len(recent) > 0 and median(recent) > math.log(num_classes) - 0.01
+    """Whether the losses of RECENT steps are those of guessing among the classes, ln K."""
+    return len(recent) == RECENT and median(recent) > math.log(num_classes) - 0.01

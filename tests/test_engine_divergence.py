@@ -52,8 +52,9 @@ def test_a_loss_far_above_its_level_is_a_rise() -> None:
     assert rises(12.4, [6.84])
     assert not rises(2.9, [1.5] * 50)
     assert rises(3.3, [1.5] * 50 + [9.0] * 20)  # earlier spikes do not move the level
-    assert learns_nothing([math.log(10)] * 9, 10)
-    assert not learns_nothing([2.1] * 9, 10)
+    assert learns_nothing([math.log(10)] * 100, 10)
+    assert not learns_nothing([2.1] * 100, 10)
+    assert not learns_nothing([math.log(10)] * 99, 10)  # too early to tell
 
 
 def test_the_way_on_names_the_newest_checkpoint_from_before_the_rise(tmp_path: Path) -> None:
