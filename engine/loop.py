@@ -121,13 +121,13 @@ class Trainer:
                 self.save("last.pt")
             if not ended and self.stop.due(step):
                 self.stop_if_asked()
-        self.save("last.pt")  # validation may take long, and be cut
-        self.stop_if_asked()
-        error = self.evaluate(epoch)
+        self.read_losses()
         if learns_nothing(self.progress.recent, self.dataset.num_classes):
             classes = self.dataset.num_classes
             self.note(f"the loss is still ln {classes}, as by guessing: nothing is learned so far")
-            self.write_events(epoch)
+        self.save("last.pt")  # validation may take long, and be cut
+        self.stop_if_asked()
+        error = self.evaluate(epoch)
         ended = self.progress.step >= end
         if ended:  # an epoch that max_steps has cut does not count in the schedule
             self.progress.val_errors.append(error)
@@ -250,6 +250,9 @@ class Trainer:
     def save(self, name: str, ends: int | None = None) -> None:
         """Have a checkpoint of what has been done so far written; `ends`: the epoch it ends."""
         self.read_losses()
+        self.write_events(
+            len(self.progress.val_errors)
+        )  # what a checkpoint knows is told before it
         self.world.watch.alive()
         if not bool(self.parallel.norms(self.network.state_dict()).isfinite().all()):
             self.refuse_to_go_on("a weight is not finite", self.progress.step)

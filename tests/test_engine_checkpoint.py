@@ -27,8 +27,13 @@ from train import build
 GIGABYTES = 75e6 * 2 * 4 / 1e9  # small14's weights, and as many velocities, 4 bytes each
 
 
-def train(small: Path, folder: Path, *more: str, write: Callable[[Trainer, str], None]) -> Trainer:
-    """A run of 25 steps in this process; `write` is called before each write, in its thread."""
+def train(
+    small: Path, folder: Path, *more: str, write: Callable[[Trainer, str, int], None]
+) -> Trainer:
+    """A run of 25 steps in this process.
+
+    `write` is called before each write, in its thread, with the checkpoint's name and step.
+    """
     data = ["data=folder", f"data.root={small}", f"name={folder.name}", f"runs={folder.parent}"]
     config = composed(*SHORT, *data, *more)
     world = World(0, 1, torch.device("cpu"))
@@ -36,7 +41,7 @@ def train(small: Path, folder: Path, *more: str, write: Callable[[Trainer, str],
     real = trainer.write
 
     def observed(name: str, ends: int | None, state: dict[str, Any]) -> None:
-        write(trainer, name)
+        write(trainer, name, state["progress"]["step"])
         real(name, ends, state)
         number = len(list(folder.glob("seen-*")))
         os.link(folder / "checkpoints" / name, folder / f"seen-{number:02d}-{name}")
@@ -63,9 +68,8 @@ def test_a_checkpoint_is_of_its_step_though_training_has_gone_on(
     """Against the same run with a loop that waits for each write."""
     ahead: list[int] = []
 
-    def slowly(trainer: Trainer, name: str) -> None:
+    def slowly(trainer: Trainer, name: str, step: int) -> None:
         """Within an epoch, do not write before two more steps are done."""
-        step = trainer.progress.step
         end = time.monotonic() + 20
         while step in (3, 6, 9, 18) and trainer.progress.step < step + 2:
             assert time.monotonic() < end, "training waits for the write"
@@ -94,7 +98,7 @@ def test_a_failed_write_ends_the_run_at_the_next_metrics_line(small: Path, tmp_p
     """And with its own sentence, though at that time nothing was to be saved."""
     steps: list[int] = []
 
-    def full(trainer: Trainer, name: str) -> None:
+    def full(trainer: Trainer, name: str, step: int) -> None:
         steps.append(trainer.progress.step)
         raise UserError(f"could not write {name} (No space left on device)")
 
