@@ -26,9 +26,9 @@ def markdown(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def span(values: Floats, form: str) -> str:
+def span(values: Floats | Sequence[float], form: str) -> str:
     """The least and the greatest of some values, or what all are as printed."""
-    low, high = (format(float(end), form) for end in (values.min(), values.max()))
+    low, high = (format(float(end), form) for end in (np.min(values), np.max(values)))
     return low if low == high else f"{low} to {high}"
 
 

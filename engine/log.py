@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from configs.errors import refusing
 from engine.atomic import write_atomically
-from engine.parallel import Parallel
+from engine.parallel import Parallel, gradients
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -95,13 +95,13 @@ class Log:
 
         Called by all processes: the parts of a layer may lie on several.
         """
-        gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+        held = gradients(network)
         # None yet where a resumed run begins by passing over steps.
-        norms = parallel.norms(gradients).tolist() if gradients else []
+        norms = parallel.norms(held).tolist() if held else []
         slopes = {n: p.detach() for n, p in network.named_parameters() if n.endswith(".slopes")}
         for name, values in parallel.whole(slopes):
             self.scalar(f"slope/{name.removesuffix('.slopes')}", values.mean().item(), step)
-        for name, norm in zip(gradients, norms, strict=True):
+        for name, norm in zip(held, norms, strict=True):
             self.scalar(f"gradient_norm/{name}", norm, step)
 
     def scalar(self, name: str, value: float, step: int) -> None:

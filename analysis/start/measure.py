@@ -46,7 +46,7 @@ def measure(
     record, watch = Record(case, steps), _Watch(network)
     previous = torch.empty(0)  # labels
     for number, batch in enumerate(batches, 1):
-        rate = config.schedule.rates[0] * remedy.share(number)
+        rate = case.rate * remedy.share(number)
         set_learning_rate(step.optimizer, rate)
         if number == 2 and record.probes:
             k, labels = record.kernel(0), (previous, batch.labels)
@@ -59,14 +59,13 @@ def measure(
         probing = number <= _PROBES or number % -(-steps // _PROBES) == 0 or number == steps
         result = watch.during(partial(step, batch)) if probing else step(batch)
         loss, norm = float(result.loss), float(result.gradient_norm)
-        clipped = min(1.0, (remedy.clip or math.inf) / norm)
         record.losses.append(loss)
         record.norms.append(norm)
         on_step(loss)
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss > GIVEN_UP:
             break
         if probing:
-            record.probes.append(Probe(number, watch.layers(clipped)))
+            record.probes.append(Probe(number, watch.layers(remedy.kept(norm))))
     return record
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from analysis.propagation_summary import span
 from analysis.start.plot import draw_remedies, draw_start
 from analysis.start.record import Record, read_records
 from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
@@ -150,13 +151,13 @@ def _losses(records: Sequence[Record]) -> str:
             [
                 *_names(own),
                 f"{len(own)}",
-                _span([len(r.losses) for r in own], "d"),
+                span([len(r.losses) for r in own], ".0f"),
                 f"{len(own) - len(ended)}",
                 f"{sum(not r.highest <= limit for r in own)}",
                 f"{max(r.highest for r in own):.3g}",
-                _span(last, ".2f") if last else "–",
-                _span([p for p, _ in pairs], ".1f") if pairs else "–",
-                _span([m for _, m in pairs], ".1f") if pairs else "–",
+                span(last, ".2f") if last else "–",
+                span([p for p, _ in pairs], ".1f") if pairs else "–",
+                span([m for _, m in pairs], ".1f") if pairs else "–",
             ]
         )
     note = '"At the end": mean of the last ten steps of those that did not diverge.'
@@ -184,12 +185,12 @@ def _features(records: Sequence[Record]) -> str:
         body.append(
             [
                 *_names(own),
-                _span(changes, ".2f"),
+                span(changes, ".2f"),
                 *dead,
                 _percent([r.layer("fc2", 0).common for r in probed]),
-                *(_span([r.noise(place) for r in probed], ".2g") for place in (0, -1)),
-                *(_span([r.layer("fc3", place).rms for r in probed], ".2g") for place in (0, -1)),
-                *(_span([r.norms[place] for r in probed], ".3g") for place in (0, -1)),
+                *(span([r.noise(place) for r in probed], ".2g") for place in (0, -1)),
+                *(span([r.layer("fc3", place).rms for r in probed], ".2g") for place in (0, -1)),
+                *(span([r.norms[place] for r in probed], ".3g") for place in (0, -1)),
                 *(_largest_update(probed, place) for place in (0, -1)),
             ]
         )
@@ -225,10 +226,5 @@ def _curvatures(records: Sequence[Record]) -> str:
     return f"{note}\n\n{_table(head, body)}"
 
 
-def _span(values: Sequence[float], form: str) -> str:
-    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
-    return low if low == high else f"{low} to {high}"
-
-
 def _percent(values: Sequence[float]) -> str:
-    return f"{_span([100 * value for value in values], '.0f')} %"
+    return f"{span([100 * value for value in values], '.0f')} %"

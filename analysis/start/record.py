@@ -106,8 +106,7 @@ class Record:
     def rate(self, step: int) -> float:
         """The rate of a step, from 1, times what clipping leaves of the gradient."""
         remedy = REMEDIES[self.case.remedy]
-        left = min(1.0, (remedy.clip or math.inf) / self.norms[step - 1])
-        return self.case.rate * remedy.share(step) * left
+        return self.case.rate * remedy.share(step) * remedy.kept(self.norms[step - 1])
 
     def kernel(self, probe: int) -> float:
         """Mean product k of two images' features of fc2, the inputs of fc3; dropout leaves it.
@@ -154,7 +153,6 @@ def read_record(path: Path) -> Record:
         probes = [Probe(p["step"], [Layer(**one) for one in p["layers"]]) for p in values["probes"]]
         curvature = [Curvature(**one) for one in values["curvature"]]
         parts = {"case": Case(**values["case"]), "probes": probes, "curvature": curvature}
-        values.pop("rates", None)
         return Record(**(values | parts))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version ({error})") from error

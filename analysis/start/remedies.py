@@ -23,6 +23,10 @@ class Remedy:
     weights: float = 1.0  # factor of all L weight layers together, c^(1/L) in each (Sec. 2.2)
     clip: float | None = None  # largest norm of the whole gradient
 
+    def kept(self, norm: float) -> float:
+        """What clipping leaves of a gradient of this norm, as a factor."""
+        return 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
+
 
 _OFF = ["model.input_scale=1"]
 
