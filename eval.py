@@ -13,13 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 import hydra
 from omegaconf import DictConfig
 
-from configs.errors import one_sentence
+from common.errors import one_sentence
 from configs.schema import EvalConfig
 from configs.store import register, to_config
 from configs.validate import checkpoint_list, validate_eval
 from engine.distributed import World, open_world
 from engine.stopping import StopRequest
-from evaluation.members import open_member
+from evaluation.checkpoint_scores import open_member
 from evaluation.outcome import outcome, refuse_overwriting
 from evaluation.predictions import ensemble, save_predictions
 from evaluation.result import result_path, write_result

@@ -14,23 +14,23 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from configs.errors import one_sentence, refusing
+from common.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import register, to_config, to_dict
 from configs.validate import micro_batch, validate
-from data.dataset import open_dataset
 from data.draws import subset
 from data.mean import load_mean, warp_mean
+from data.sources.dataset import open_dataset
 from data.streams import OnEvent, centre_stream, training_stream
 from engine.distributed import World, open_world
-from engine.loop import Trainer
 from engine.optim import build_optimizer
 from engine.parallel import open_parallel
 from engine.precision import set_precision
 from engine.run_folder import open_run
 from engine.step import TrainingStep
-from evaluation.centre import centre_errors
-from evaluation.errors import ErrorCounts
+from engine.trainer import Trainer
+from evaluation.metrics import ErrorCounts
+from evaluation.validation import centre_errors
 from models.describe import describe
 from models.network import build_network
 

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-from configs.errors import refusing
+from common.errors import refusing
 
 # Okabe and Ito, "Color Universal Design" (2008), without the yellow, which is too light for lines.
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from configs.errors import UserError, refusing
+from common.errors import UserError, refusing
 from configs.schema import EvalConfig, TrainConfig
 
 T = TypeVar("T")

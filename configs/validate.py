@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import DataConfig, EvalConfig, LoaderConfig, ModelConfig, TrainConfig
 
 PRECISIONS = ["fp32", "tf32", "bf16", "fp16"]

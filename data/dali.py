@@ -20,13 +20,13 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import LoaderConfig
 from data.batch import Batch, make_batch
+from data.decoding import Found, Replacements, as_ppm, decode_rgb, find_image, plain_jpeg_size
 from data.draws import Draws
-from data.files import Found, Replacements, as_ppm, decode_rgb, find_image, plain_jpeg_size
 from data.geometry import region, view
-from data.index import ImageIndex
+from data.sources.index import ImageIndex
 
 _READERS = 8  # threads: network file systems answer slowly but many at a time
 
@@ -206,7 +206,7 @@ def batches(
     on_error: str,
     on_event: Callable[[str], None],
 ) -> Generator[Batch, None, None]:
-    """See data.load.load. With a GPU, images are CUDA tensors of torch's current stream."""
+    """See data.loading.load. With a GPU, images are CUDA tensors of torch's current stream."""
     gpu = config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available())
     if gpu and not torch.cuda.is_available():
         raise UserError("loader.device=gpu, but there is no CUDA device: type loader.device=cpu")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.errors import UserError
-from data.facts import CHANNEL_MEAN
+from common.errors import UserError
+from data.prepare.facts import CHANNEL_MEAN
 
 
 def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor:

@@ -6,8 +6,8 @@ from configs.schema import TrainConfig
 from configs.validate import scale_range, val_scale
 from data.batch import Batch
 from data.draws import Ints, centre_batches, training_draws
-from data.index import ImageIndex
-from data.load import load
+from data.loading import load
+from data.sources.index import ImageIndex
 
 OnEvent = Callable[[str], None]
 

@@ -1,9 +1,9 @@
 """The embedded default data set: generated, not photographed, and shaped like ImageNet.
 
-Ten classes of textures (data/patterns.py) in the folder layout of data/index.py, as files of the
-kinds that ImageNet has: varied size, aspect ratio and JPEG quality; some grey, some CMYK, some
-progressive, some with an EXIF orientation (which, as in all published ImageNet results, is to be
-ignored), and one PNG under the name of a JPEG. It serves to run and test everything without the
+Ten classes of textures (data/patterns.py) in the folder layout of data/sources/index.py, as files
+of the kinds that ImageNet has: varied size, aspect ratio and JPEG quality; some grey, some CMYK,
+some progressive, some with an EXIF orientation (which, as in all published ImageNet results, is to
+be ignored), and one PNG under the name of a JPEG. It serves to run and test everything without the
 real data; errors measured on it say nothing about ImageNet.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from configs.errors import UserError
+from common.errors import UserError
 from data.patterns import PATTERNS, draw_image
 
 VERSION = 1  # to be raised when an image changes: sets of other versions are generated anew

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import LoaderConfig
 from data.batch import Batch, make_batch
+from data.decoding import Replaced, Replacements, find_image, show
 from data.draws import Draws
-from data.files import Replaced, Replacements, find_image, show
-from data.index import ImageIndex
+from data.sources.index import ImageIndex
 
 
 @dataclass
@@ -122,7 +122,7 @@ def batches(
     on_error: str,
     on_event: Callable[[str], None],
 ) -> Generator[Batch, None, None]:
-    """See data.load.load. Images are CPU tensors, in pinned memory if there is a GPU."""
+    """See data.loading.load. Images are CPU tensors, in pinned memory if there is a GPU."""
     replacements = Replacements(index, on_event)
     others = set(multiprocessing.active_children())
     made = iter(_data_loader(_Images(index, crop, on_error), draws, config))

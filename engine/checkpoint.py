@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from configs.errors import UserError
-from engine.atomic import link, write_atomically
+from common.errors import UserError
+from common.files import link, write_atomically
 
 if TYPE_CHECKING:
     from configs.schema import DataConfig

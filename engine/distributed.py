@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.validate import validate_timeout
 from engine.rendezvous import own_store
 from engine.watchdog import Watch, Watchdog

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from configs.errors import UserError
+from common.errors import UserError
 
 RECENT = 100  # steps whose losses make the recent level
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from configs.errors import refusing
-from engine.atomic import write_atomically
+from common.errors import refusing
+from common.files import write_atomically
 from engine.parallel import Parallel, gradients
 
 

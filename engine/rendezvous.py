@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from configs.errors import UserError
+from common.errors import UserError
 
 _LOOK_EVERY = 0.02  # seconds
 

@@ -8,9 +8,9 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from configs.errors import UserError
+from common.errors import UserError
+from common.files import write_atomically
 from configs.store import flatten, read_yaml
-from engine.atomic import write_atomically
 from engine.distributed import World
 
 # Keys that may change between the sessions of one run: they do not change what is computed, but

@@ -5,7 +5,7 @@ from types import FrameType
 
 import torch
 
-from configs.errors import UserError
+from common.errors import UserError
 from engine.distributed import World
 
 # What a scheduler or a person sends: SLURM's time limit (SIGTERM, or SIGUSR1 ahead of it), Ctrl-C.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data.draws import Ints
-from evaluation.errors import ErrorCounts
+from evaluation.metrics import ErrorCounts
 from evaluation.predictions import Floats
 
 WORST = 10  # classes that a summary names

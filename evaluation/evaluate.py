@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from configs.schema import EvalConfig
 from data.draws import Ints, centre_batches
-from data.index import ImageIndex
-from data.load import load
+from data.loading import load
+from data.sources.index import ImageIndex
 from engine.stopping import StopRequest
-from evaluation.parts import Parts
-from evaluation.viewer import Viewer
+from evaluation.score_shards import Parts
+from evaluation.scorer import Viewer
 
 # Images waiting for others of their size, in batches: bounds memory.
 _WAITING = 16

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError, refusing
+from common.errors import UserError, refusing
 from configs.schema import EvalConfig
 from configs.validate import require
-from data.cache import OnProgress, no_report
-from data.folders import images_in, is_image, refuse_closed
-from data.imagenet import DEVKIT, open_devkit
-from data.index import ImageIndex, class_names, scan_folder
+from data.sources.cache import OnProgress, no_report
+from data.sources.folders import images_in, is_image, refuse_closed
+from data.sources.imagenet import DEVKIT, open_devkit
+from data.sources.index import ImageIndex, class_names, scan_folder
 from evaluation.submission import submission_ids
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.pictures import Picture, draw_pictures
-from configs.errors import UserError, refusing
+from common.errors import UserError, refusing
 from configs.schema import EvalConfig
 from configs.store import to_dict
+from evaluation.checkpoint_scores import Member
 from evaluation.classes import class_lines
-from evaluation.guesses import Guesses, as_json, guess, guess_table
 from evaluation.images import class_words, open_images
-from evaluation.members import Member
+from evaluation.own_images import Guesses, as_json, guess, guess_table
+from evaluation.pictures import Picture, draw_pictures
 from evaluation.predictions import Predictions, image_list
 from evaluation.result import count_all, error_table, result_of
 from evaluation.submission import submission, write_submission

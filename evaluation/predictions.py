@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from configs.errors import UserError
+from common.errors import UserError
+from common.files import write_atomically
 from data.draws import Ints
-from data.index import ImageIndex
-from engine.atomic import write_atomically
+from data.sources.index import ImageIndex
 
 Floats = npt.NDArray[np.float32]
 

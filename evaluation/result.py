@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from configs.errors import UserError
+from common.commit import commit
+from common.errors import UserError
+from common.files import write_atomically
 from configs.schema import EvalConfig
 from configs.store import to_dict
 from data.draws import Ints
-from engine.atomic import write_atomically
+from evaluation.checkpoint_scores import Member
 from evaluation.classes import class_summary, per_class
-from evaluation.commit import commit
-from evaluation.errors import ErrorCounts
-from evaluation.members import Member
+from evaluation.metrics import ErrorCounts
 from evaluation.predictions import Floats, Predictions, weighted_mean
 
 

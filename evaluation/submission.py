@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
+from common.errors import UserError
+from common.files import write_atomically
 from data.draws import Ints
-from data.imagenet import open_devkit
-from engine.atomic import write_atomically
+from data.sources.imagenet import open_devkit
 from evaluation.predictions import Predictions
 
 

@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
-from configs.errors import one_sentence
+from common.errors import one_sentence
 from configs.validate import PRECISIONS
-from scripts.benchmark_checkpoint import CheckpointLoad, checkpoint_rows, checkpoint_table
-from scripts.benchmark_data import Load, measure_data, sample, table
-from scripts.benchmark_dense import DenseLoad, dense_rows, dense_table
-from scripts.benchmark_index import index_rows, index_table, reading_rows
-from scripts.benchmark_train import TrainLoad, train_rows, train_table
+from scripts.benchmarks.checkpoint import CheckpointLoad, checkpoint_rows, checkpoint_table
+from scripts.benchmarks.data import Load, measure_data, sample, table
+from scripts.benchmarks.dense import DenseLoad, dense_rows, dense_table
+from scripts.benchmarks.index import index_rows, index_table, reading_rows
+from scripts.benchmarks.train import TrainLoad, train_rows, train_table
 
 
 def _positive(text: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs.errors import one_sentence, refusing
+from common.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
 from configs.validate import validate

@@ -22,20 +22,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 import numpy as np
 from tqdm import tqdm
 
-from configs.errors import UserError, one_sentence, refusing
+from common.errors import UserError, one_sentence, refusing
+from common.files import write_atomically
 from configs.schema import DataConfig
 from configs.validate import require, val_scale
-from data.checks import SPLITS, Report
-from data.checks import check as run_checks
-from data.extract import subset_index, tar_index
-from data.facts import ILSVRC2012, read_facts
-from data.folders import refuse_closed
-from data.imagenet import TARS, find_tar
-from data.index import ImageIndex, scan_folder
-from data.statistics import facts_of, statistics, table
-from data.workers import num_cpus
-from data.writing import WRITERS, write_splits
-from engine.atomic import write_atomically
+from data.prepare.check import SPLITS, Report
+from data.prepare.check import check as run_checks
+from data.prepare.choose import subset_index, tar_index
+from data.prepare.facts import ILSVRC2012, read_facts
+from data.prepare.mean_image import facts_of, statistics, table
+from data.prepare.pool import num_cpus
+from data.prepare.write import WRITERS, write_splits
+from data.sources.folders import refuse_closed
+from data.sources.imagenet import TARS, find_tar
+from data.sources.index import ImageIndex, scan_folder
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -21,17 +21,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 import torch
 
-from analysis.propagation_claims import claims
-from analysis.propagation_report import rows, write_report
-from analysis.propagation_signals import read_signals, write_signals
-from analysis.propagation_study import Settings, evaluate, study
+from analysis.propagation.claims import claims
+from analysis.propagation.report import rows, write_report
+from analysis.propagation.signals import read_signals, write_signals
+from analysis.propagation.study import Settings, evaluate, study
 from analysis.start.page import write_start_page
 from analysis.start.remedies import REMEDIES
 from analysis.start.study import Settings as StartSettings
 from analysis.start.study import study as start_study
-from configs.errors import one_sentence
+from common.errors import one_sentence
 from configs.validate import require
-from scripts.reproduce_tables import add_targets
+from scripts.reproduction.tables import add_targets
 
 
 def analysis(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
-from analysis.paper import ENSEMBLE_MEMBERS, SLOPES, Test
+from analysis.report.paper import ENSEMBLE_MEMBERS, SLOPES, Test
 from configs.store import to_dict
 from engine.checkpoint import FORMAT
 from evaluation.result import interval

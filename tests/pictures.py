@@ -14,8 +14,8 @@ from PIL import Image
 from configs.schema import LoaderConfig
 from data.batch import Batch
 from data.draws import PLACE_ONE, Draws
-from data.index import ImageIndex
-from data.load import load
+from data.loading import load
+from data.sources.index import ImageIndex
 
 Pixels = npt.NDArray[np.uint8]
 LOADERS = ["dali", "torchvision"]

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.examples import examples, read_saved
-from analysis.paper import DENSE
-from analysis.records import collect
-from analysis.report import write_report
-from configs.errors import UserError
-from data.index import ImageIndex, scan_folder
+from analysis.report.examples import examples, read_saved
+from analysis.report.paper import DENSE
+from analysis.report.records import collect
+from analysis.report.report import write_report
+from common.errors import UserError
+from data.sources.index import ImageIndex, scan_folder
 from evaluation.classes import class_lines, class_summary, per_class
 from evaluation.predictions import Predictions, image_list, save_predictions
 from tests.fake_runs import make_result, make_run

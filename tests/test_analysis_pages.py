@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-from analysis.propagation_claims import claims
-from analysis.propagation_report import texts
-from analysis.propagation_signals import read_signals
-from analysis.propagation_study import evaluate
-from analysis.records import load
-from analysis.report import write_report
+from analysis.propagation.claims import claims
+from analysis.propagation.report import texts
+from analysis.propagation.signals import read_signals
+from analysis.propagation.study import evaluate
+from analysis.report.records import load
+from analysis.report.report import write_report
 from analysis.start.page import write_start_page
 from tests.conftest import ROOT
 

@@ -12,19 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.propagation import (
-    Conv,
-    borders,
-    conv_table,
-    measure,
-    pool_of_independent,
-    pools,
-    predict,
-)
-from analysis.propagation_claims import NOT_RUN, Claim, claims, inits_agree
-from analysis.propagation_report import write_report
-from analysis.propagation_signals import read_signals
-from analysis.propagation_study import (
+from analysis.propagation.claims import NOT_RUN, Claim, claims, inits_agree
+from analysis.propagation.report import write_report
+from analysis.propagation.signals import read_signals
+from analysis.propagation.study import (
     INITS,
     Results,
     Settings,
@@ -32,6 +23,15 @@ from analysis.propagation_study import (
     evaluate,
     standard_error,
     study,
+)
+from analysis.propagation.theory import (
+    Conv,
+    borders,
+    conv_table,
+    measure,
+    pool_of_independent,
+    pools,
+    predict,
 )
 from analysis.style import series
 from configs.schema import ModelConfig, StageConfig

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from analysis.cells import Edition, choose
-from analysis.paper import DENSE, ENSEMBLE_MEMBERS, SCALED_TESTS, SLOPES, TABLE4, TEN
-from analysis.records import collect, load
-from analysis.report import write_report
-from configs.errors import UserError
+from analysis.report.paper import DENSE, ENSEMBLE_MEMBERS, SCALED_TESTS, SLOPES, TABLE4, TEN
+from analysis.report.records import collect, load
+from analysis.report.report import write_report
+from analysis.report.selection import Edition, choose
+from common.errors import UserError
 from tests.fake_runs import add_gradients, class_rows, make_ensemble, make_result, make_run
 
 T4: dict[int | None, tuple[int, int]] = {

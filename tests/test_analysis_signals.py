@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.propagation_signals import read_signals
-from configs.errors import UserError
+from analysis.propagation.signals import read_signals
+from common.errors import UserError
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "another model", "another layer"])

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.cache import scan_once
-from data.dataset import open_dataset
+from data.sources.cache import scan_once
+from data.sources.dataset import open_dataset
 from tests.conftest import ROOT, composed
 from tests.tars import write_official
 
@@ -22,7 +22,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from data.cache import scan_once
+from data.sources.cache import scan_once
 shown = []
 def scan():
     print("scans", flush=True)

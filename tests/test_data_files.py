@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.errors import UserError
-from data.index import ImageIndex
+from common.errors import UserError
+from data.sources.index import ImageIndex
 from tests.conftest import run_program
 from tests.pictures import (
     CROP,
@@ -80,7 +80,7 @@ def test_odd_files_are_rgb_and_agree(make_index):
 
 def test_corrupt_metadata_is_passed_over_in_silence(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(odd_files()["exif corrupt"])
-    program = "import sys; from data.files import *; decode_rgb(open(sys.argv[1], 'rb').read())"
+    program = "import sys; from data.decoding import *; decode_rgb(open(sys.argv[1], 'rb').read())"
     done = run_program("-c", program, str(tmp_path / "a.jpg"))
     assert done.stderr == ""
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.errors import UserError
-from data import folders
-from data.index import ImageIndex, check_dataset, scan_folder
+from common.errors import UserError
+from data.sources import folders
+from data.sources.index import ImageIndex, check_dataset, scan_folder
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import LoaderConfig
 from data.draws import Draws, centre_batches, training_batches
-from data.index import ImageIndex
-from data.load import load
+from data.loading import load
+from data.sources.index import ImageIndex
 from tests.conftest import run_program
 from tests.pictures import LOADERS, difference, jpeg, literal, read, some_draws, write_index
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import UserError
+from common.errors import UserError
 from data.mean import CHANNEL_MEAN, load_mean, warp_mean
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.errors import UserError
+from common.errors import UserError
 from data import synthetic as module
-from data.index import scan_folder
 from data.patterns import PATTERNS, draw_image
+from data.sources.index import scan_folder
 from data.synthetic import CLASSES, IMAGES, MARKER, encode_image, make_synthetic
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import LoaderConfig
-from data import imagenet
 from data.draws import training_batches
-from data.index import ImageIndex, check_dataset, class_names, scan_folder
-from data.load import load
+from data.loading import load
+from data.sources import imagenet
+from data.sources.index import ImageIndex, check_dataset, class_names, scan_folder
 from tests.conftest import TINY, metrics, run_program
 from tests.pictures import LOADERS
 from tests.tars import TEST, TRAIN, VAL, Official, age, nested, tar_of, unpack, write_official

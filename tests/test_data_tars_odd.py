@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.tars import Images, list_images
+from data.sources.tars import Images, list_images
 from tests.tars import tar_of
 
 

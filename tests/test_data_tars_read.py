@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import LoaderConfig
 from data.draws import training_batches
-from data.index import ImageIndex, scan_folder
-from data.load import load
-from scripts.benchmark_data import sample
-from scripts.benchmark_index import index_rows, reading_rows
+from data.loading import load
+from data.sources.index import ImageIndex, scan_folder
+from scripts.benchmarks.data import sample
+from scripts.benchmarks.index import index_rows, reading_rows
 from tests.pictures import LOADERS
 from tests.tars import TRAIN, VAL, Official, write_official
 

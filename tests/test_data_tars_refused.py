@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from configs.errors import UserError
-from data.devkit import read_devkit
-from data.index import scan_folder
-from data.train_tar import read_train_tar
+from common.errors import UserError
+from data.sources.devkit import read_devkit
+from data.sources.index import scan_folder
+from data.sources.train_tar import read_train_tar
 from tests.tars import (
     DEVKIT,
     TRAIN,

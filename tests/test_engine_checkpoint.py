@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.errors import UserError
+from common.errors import UserError
+from engine.background_writer import BackgroundWriter
 from engine.checkpoint import load_checkpoint
 from engine.distributed import World
-from engine.loop import Trainer
 from engine.run_folder import open_run
 from engine.stopping import Stopped
-from engine.writer import BackgroundWriter
+from engine.trainer import Trainer
 from tests.conftest import SHORT, composed, run_program
 from tests.test_train import same_tensors
 from train import build

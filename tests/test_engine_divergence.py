@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.validate import validate
 from data.batch import Batch
 from data.streams import skipping

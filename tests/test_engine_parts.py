@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import ScheduleConfig
 from configs.validate import validate
 from engine.optim import build_optimizer, set_learning_rate

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from configs.errors import UserError
+from common.errors import UserError
 from engine.rendezvous import own_store
 from tests.conftest import free_port
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.pictures import Picture, draw_pictures
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import EvalConfig
 from configs.validate import validate_eval
 from evaluation.outcome import refuse_overwriting
+from evaluation.pictures import Picture, draw_pictures
 from evaluation.result import result_path
 from tests.conftest import composed
 from tests.pictures import encoded, picture

@@ -10,16 +10,16 @@ from PIL import Image
 from torch import nn
 
 from data.batch import Batch
-from data.index import scan_folder
+from data.sources.index import scan_folder
 from engine.distributed import World
 from engine.precision import Precision
 from engine.stopping import StopRequest
-from evaluation.centre import centre_errors
-from evaluation.errors import ErrorCounts, label_ranks
 from evaluation.evaluate import score_images
-from evaluation.parts import Parts
+from evaluation.metrics import ErrorCounts, label_ranks
 from evaluation.predictions import weighted_mean
-from evaluation.viewer import Viewer
+from evaluation.score_shards import Parts
+from evaluation.scorer import Viewer
+from evaluation.validation import centre_errors
 from evaluation.views import plan
 from models.network import build_network
 from tests.conftest import composed

@@ -11,7 +11,7 @@ from engine.precision import Precision
 from evaluation.dense import DenseHead, dense_head, dense_scores, window_size
 from evaluation.windows import Bin, PooledWindows, pyramid_bins
 from models.network import Network, build_network
-from scripts.benchmark_dense import DenseLoad, dense_rows, dense_table
+from scripts.benchmarks.dense import DenseLoad, dense_rows, dense_table
 from tests.conftest import composed, run_program
 
 CPU = torch.device("cpu")

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from configs.errors import UserError
+from common.errors import UserError
 from engine.precision import Precision
 from evaluation.classes import per_class
 from evaluation.evaluate import equal_sizes
-from evaluation.parts import Parts
 from evaluation.predictions import (
     Predictions,
     ensemble,
@@ -20,7 +19,8 @@ from evaluation.predictions import (
 )
 from evaluation.projection import map_geometry
 from evaluation.result import count_errors, interval
-from evaluation.viewer import Viewer
+from evaluation.score_shards import Parts
+from evaluation.scorer import Viewer
 from evaluation.views import default_scales, full_scale, plan, scale_weights
 from models.network import Network, build_network
 from tests.conftest import composed

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from data.draws import training_batches
-from data.index import scan_folder
-from data.load import load
+from data.loading import load
 from data.mean import load_mean
+from data.sources.index import scan_folder
 from engine.precision import set_precision
 from evaluation.dense import dense_head, dense_scores
 from models.dropout import keep_mask, unit_keys

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.index import ImageIndex, scan_folder
+from data.sources.index import ImageIndex, scan_folder
 from tests.conftest import ROOT, checkpoint, metrics, run_program
 from tests.pictures import LOADERS, read, some_draws
 from tests.test_train import same_tensors
@@ -60,7 +60,7 @@ def test_a_killed_worker_process(command: list[str], runs: Path) -> None:
 FAILING = """
 import sys
 import train
-from data.index import ImageIndex
+from data.sources.index import ImageIndex
 read, count = ImageIndex.read, 0
 def failing(self, i):
     global count

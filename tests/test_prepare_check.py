@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import UserError
-from data.facts import ILSVRC2012, read_facts
+from common.errors import UserError
+from data.prepare.facts import ILSVRC2012, read_facts
 from tests.preparing import prepare, refused, tree, write_facts, wrong
 from tests.tars import DEVKIT, TEST, TRAIN, VAL, Official, nested, tar_of, unpack, write_official
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.files import BadImage
-from data.oddities import oddities
+from data.decoding import BadImage
+from data.prepare.odd_images import oddities
 from tests.conftest import ROOT
 from tests.pictures import jpeg
 from tests.preparing import PROGRAM, prepare, refused, write_facts, wrong

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.errors import UserError
-from data.extract import tar_index
-from data.folders import UNFINISHED
-from data.index import scan_folder
-from data.writing import write_splits
+from common.errors import UserError
+from data.prepare.choose import tar_index
+from data.prepare.write import write_splits
+from data.sources.folders import UNFINISHED
+from data.sources.index import scan_folder
 from tests.conftest import ROOT
 from tests.preparing import PROGRAM, prepare, refused, tree, write_facts
 from tests.tars import TRAIN, VAL, Official, age, nested, tar_of, unpack, write_official

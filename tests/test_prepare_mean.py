@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from data.draws import COLOUR_VECTORS
-from data.index import scan_folder
 from data.mean import load_mean
-from data.statistics import statistics
+from data.prepare.mean_image import statistics
+from data.sources.index import scan_folder
 from tests.preparing import prepare, refused
 from tests.tars import TRAIN, Official, nested, unpack, write_official
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import UserError
-from data.extract import tar_index
-from data.writing import write_splits
+from common.errors import UserError
+from data.prepare.choose import tar_index
+from data.prepare.write import write_splits
 from tests.preparing import prepare, refused, tree
 from tests.tars import (
     DEVKIT,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import UserError
-from data.extract import subset_index
-from data.index import scan_folder
+from common.errors import UserError
+from data.prepare.choose import subset_index
+from data.sources.index import scan_folder
 from tests.preparing import prepare, refused, tree
 from tests.tars import Official, unpack, write_official
 

@@ -12,7 +12,7 @@ import torch
 
 from configs.schema import TrainConfig
 from data.batch import Batch
-from data.index import ImageIndex, scan_folder
+from data.sources.index import ImageIndex, scan_folder
 from data.streams import training_stream
 from engine.distributed import World
 from evaluation.predictions import load_predictions

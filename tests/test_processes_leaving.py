@@ -107,7 +107,7 @@ def test_an_evaluation_told_to_stop_keeps_what_it_has(two: Path, tmp_path: Path)
 SLOW_READER = """
 import os, time
 import eval
-from evaluation.parts import Parts
+from evaluation.score_shards import Parts
 read = Parts.read
 def slowly(self):
     time.sleep(3 * int(os.environ["RANK"]))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.paper import ENSEMBLE_MEMBERS
+from analysis.report.paper import ENSEMBLE_MEMBERS
 from scripts.reproduce import main
-from scripts.reproduce_plan import Request, plan
-from scripts.reproduce_run import Launcher, Runner
+from scripts.reproduction.launch import Launcher, Runner
+from scripts.reproduction.plan import Request, plan
 from tests.conftest import ROOT, metrics, run_program
 from tests.fake_runs import make_run
 from tests.test_reproduce_experiments import FULL

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.records import collect
-from configs.errors import UserError
-from scripts.reproduce_cost import cost_table, given_rates, run_rates
-from scripts.reproduce_plan import Request, plan
-from scripts.reproduce_run import Launcher
+from analysis.report.records import collect
+from common.errors import UserError
+from scripts.reproduction.cost import cost_table, given_rates, run_rates
+from scripts.reproduction.launch import Launcher
+from scripts.reproduction.plan import Request, plan
 from tests.fake_runs import make_run
 
 

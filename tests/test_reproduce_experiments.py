@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.paper import (
+from analysis.report.paper import (
     CURVE_FIGURES,
     ENSEMBLE,
     ENSEMBLE_MEMBERS,
@@ -18,7 +18,7 @@ from configs.store import to_dict
 from configs.validate import validate
 from engine.run_folder import differences
 from models.describe import describe
-from scripts.reproduce_plan import NEEDS
+from scripts.reproduction.plan import NEEDS
 from tests.conftest import ROOT, composed, run_program
 
 FOLDER = ROOT / "configs" / "experiment"

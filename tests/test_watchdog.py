@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.errors import UserError
+from common.errors import UserError
 from data.draws import epoch_order
-from data.index import scan_folder
+from data.sources.index import scan_folder
 from engine.distributed import open_world
 from engine.watchdog import Seen, Sign, hanging
 from tests.conftest import ROOT, checkpoint, free_port, metrics, torchrun

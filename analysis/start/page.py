@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from analysis.propagation_summary import span
+from analysis.propagation.summary import span
 from analysis.start.plot import draw_remedies, draw_start
 from analysis.start.record import Record, read_records
 from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
 from analysis.style import save_figure, styled
-from configs.errors import UserError, refusing
+from common.errors import UserError, refusing
 
 _HEAD = """\
 # The first steps of training

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from analysis.start.remedies import REMEDIES
-from configs.errors import UserError, refusing
+from common.errors import UserError, refusing
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from tqdm import tqdm
 from analysis.start.measure import measure
 from analysis.start.record import Case, Record, read_record, write_record
 from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
-from configs.errors import UserError
+from common.errors import UserError
 from configs.schema import TrainConfig
 from configs.store import compose_config
 from configs.validate import one_of, scale_range, validate
 from data.draws import training_batches
-from data.index import ImageIndex, scan_folder
-from data.load import load
+from data.loading import load
+from data.sources.index import ImageIndex, scan_folder
 
 
 @dataclass(frozen=True)

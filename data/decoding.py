@@ -1,0 +1,184 @@
+"""Encoded image files: which are whole, what is in them, and what to do about a bad one.
+
+Pillow is the judge: an image is what Pillow decodes without complaint. So both loaders accept and
+refuse the same files.
+"""
+
+import io
+import struct
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from common.errors import UserError
+from data.draws import Ints
+from data.geometry import view
+from data.sources.index import ImageIndex
+
+T = TypeVar("T")
+
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")  # Pillow knows some that run programs
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
+_JPEG_ADOBE, _JPEG_SCAN = 0xEE, 0xDA
+_GIVE_UP = 1000  # unreadable images in a row: the storage is gone, not an image
+
+
+# Of metadata, which is not looked at: what it says of some of ImageNet's files is known.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+
+class BadImage(Exception):
+    """The bytes are not a whole image; the message says why."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """An image that could not be read, and the one shown instead."""
+
+    bad: int
+    shown: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """What was made of an image or, if it is bad, of the next readable one."""
+
+    shown: int  # the image really read
+    value: T
+    replaced: list[Replaced]
+
+
+def find_image(index: ImageIndex, i: int, prepare: Callable[[bytes], T], on_error: str) -> Found[T]:
+    """prepare(encoded file) of image `i`; with on_error=skip, of the next image that is readable.
+
+    `prepare` raises BadImage if the bytes are not an image. Raises UserError, naming the path,
+    for a bad image with on_error=stop and when there is no readable image to take.
+    """
+    bad: list[tuple[int, str]] = []
+    for candidate in range(i, i + min(len(index), _GIVE_UP)):
+        candidate %= len(index)
+        try:
+            value = prepare(index.read(candidate))
+        except (BadImage, OSError) as error:
+            reason = str(getattr(error, "strerror", None) or error)
+            if on_error != "skip":
+                raise UserError(
+                    f"cannot read image {index.path(candidate)} ({reason}): replace the file, "
+                    "or type data.on_error=skip to go on with the next image instead"
+                ) from error
+            bad.append((candidate, reason))
+            continue
+        return Found(candidate, value, [Replaced(b, candidate, reason) for b, reason in bad])
+    raise UserError(
+        f"cannot read image {index.path(i)} ({bad[0][1]}), nor any of the {len(bad)} images "
+        "from there on"
+    )
+
+
+class Replacements:
+    """Tells of each bad image once."""
+
+    def __init__(self, index: ImageIndex, on_event: Callable[[str], None]) -> None:
+        self._index, self._on_event = index, on_event
+        self._told: set[int] = set()
+
+    def tell(self, replaced: list[Replaced]) -> None:
+        for one in replaced:
+            if one.bad not in self._told:
+                self._told.add(one.bad)
+                self._on_event(
+                    f"unreadable image {self._index.path(one.bad)} ({one.reason}) "
+                    f"replaced by {self._index.path(one.shown)}"
+                )
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """The image as 8-bit RGB, whatever it was; its EXIF orientation is ignored.
+
+    Raises BadImage if Pillow cannot decode all of it.
+    """
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image.load()
+            return _to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image, or one in an unknown format") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow: OSError, SyntaxError, ValueError, struct.error, ...
+        raise BadImage(str(error) or type(error).__name__) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow clips 16 bits to 8; the high byte is meant.
+        high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(high).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same
+    return image.convert("RGB")
+
+
+def show(
+    data: bytes, scale: int, place: Ints, flip: bool, crop: int | None
+) -> npt.NDArray[np.uint8]:
+    """Decode a file and show it as drawn: uint8 [crop, crop, 3], or [h, w, 3] if crop=None.
+
+    Raises BadImage.
+    """
+    image = decode_rgb(data)
+    shown = view(image.height, image.width, scale, place, crop)
+    (top, left), (bottom, right), (height, width) = shown.start, shown.end, shown.size
+    resized = image.resize(
+        (width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+    )
+    pixels = np.asarray(resized)
+    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+
+
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a whole, ordinary JPEG: 8 bits, greyscale or YCbCr, ends as it must.
+
+    None for anything else, which only Pillow can judge. Costs microseconds: the header's segments
+    are walked, the image is not decoded.
+    """
+    if not (data.startswith(_JPEG_START) and data.endswith(_JPEG_END)):
+        return None
+    at, size, adobe_rgb = 2, None, False
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, (length,) = data[at + 1], struct.unpack_from(">H", data, at + 2)
+        body = data[at + 4 : at + 2 + length]
+        if marker == _JPEG_SCAN:
+            return None if adobe_rgb else size
+        if marker == _JPEG_ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
+            adobe_rgb = body[11] == 0
+        if marker in _JPEG_FRAMES:
+            size = _frame_size(body)
+        at += 2 + length
+    return None
+
+
+def _frame_size(body: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG frame header, if it is of an ordinary kind."""
+    if len(body) < 6:
+        return None
+    bits, height, width, components = struct.unpack_from(">BHHB", body)
+    named_rgb = body[6::3][:3] == b"RGB"
+    if bits != 8 or components not in (1, 3) or named_rgb or not height or not width:
+        return None
+    # Pillow refuses images so large that their file must be an attack, or broken.
+    return (height, width) if height * width <= (Image.MAX_IMAGE_PIXELS or 0) else None
+
+
+def as_ppm(image: Image.Image) -> bytes:
+    """An RGB image as an uncompressed PPM file."""
+    return b"P6 %d %d 255\n" % image.size + image.tobytes()

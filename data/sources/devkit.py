@@ -1,0 +1,116 @@
+"""The development kit of ILSVRC 2012: classes, their words, and the validation labels.
+
+It numbers the classes 1, 2, ... (ILSVRC2012_ID) in an order of its own; our labels are the ranks of
+the WordNet ids. It also describes inner nodes of WordNet, which come after the classes.
+"""
+
+import io
+import re
+import tarfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UserError
+from data.sources.tars import readable
+
+_META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+_NUMBER = re.compile(rb"(\d+)\.[^.]*$")  # of ILSVRC2012_val_00000293.JPEG
+
+
+@dataclass(frozen=True)
+class Devkit:
+    """K classes and V validation images."""
+
+    wnids: list[str]  # [K] WordNet ids in the devkit's order: ILSVRC2012_ID k is wnids[k - 1]
+    words: dict[str, str]  # WordNet id -> its words, "kit fox, Vulpes macrotis"
+    val_ids: npt.NDArray[np.int64]  # [V] ILSVRC2012_ID of each validation image, in file order
+    num_train: dict[str, int] = field(default_factory=dict)  # WordNet id -> its training images
+
+    @property
+    def classes(self) -> list[str]:
+        """The WordNet ids in the order of our labels."""
+        return sorted(self.wnids)
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """[K] the ILSVRC2012_ID of each of our labels."""
+        return np.argsort(np.array(self.wnids)).astype(np.int64) + 1
+
+    @property
+    def val_labels(self) -> npt.NDArray[np.int64]:
+        """[V] our label of each validation image, in file order."""
+        label_of_id = np.argsort(self.ids)
+        return label_of_id[self.val_ids - 1]
+
+    def labels_of(self, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
+        """[N] our labels of validation images by the numbers in their names; -1: it has none.
+
+        Not by their order, which does not tell which one is missing.
+        """
+        found = [_NUMBER.search(name) for name in names.tolist()]
+        places = np.array([int(one[1]) if one else 0 for one in found], np.int64) - 1
+        known = (places >= 0) & (places < len(self.val_ids))
+        labels = np.full(len(names), -1, np.int64)
+        labels[known] = self.val_labels[places[known]]
+        return labels
+
+
+def read_devkit(path: Path) -> Devkit:
+    """The devkit in ILSVRC2012_devkit_t12.tar.gz, read without unpacking it.
+
+    Raises UserError if the file cannot be read, is damaged, or lacks or contradicts itself.
+    """
+    files = _read_files(path)
+    try:
+        synsets = _read_synsets(files[_META])
+        ids = np.array(files[_TRUTH].split(), np.int64)
+    except Exception as error:  # scipy raises many kinds on a damaged file
+        raise _refused(path, f"cannot be understood ({error})") from error
+    leaves = {int(one["ILSVRC2012_ID"]): one for one in synsets if not one["num_children"]}
+    numbers = sorted(leaves)
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise _refused(path, "does not number its classes 1, 2, 3, ...")
+    wnids = [str(leaves[number]["WNID"]) for number in numbers]
+    if len(set(wnids)) != len(wnids):
+        raise _refused(path, "gives one WordNet id to two classes")
+    if not len(ids) or ids.min() < 1 or ids.max() > len(wnids):
+        raise _refused(path, f"has validation labels that are not in 1..{len(wnids)}")
+    words = {wnid: str(leaves[number]["words"]) for number, wnid in enumerate(wnids, 1)}
+    num_train = {
+        wnid: int(leaves[number].get("num_train_images", 0)) for number, wnid in enumerate(wnids, 1)
+    }
+    return Devkit(wnids, words, ids, num_train)
+
+
+def _refused(path: Path, why: str) -> UserError:
+    return UserError(f"{path} {why}: download it again")
+
+
+def _read_files(path: Path) -> dict[str, bytes]:
+    """The two files that count."""
+    found: dict[str, bytes] = {}
+    try:
+        with readable(path), open(path, "rb") as file, tarfile.open(fileobj=file) as tar:
+            for member in tar:
+                name = "/".join(member.name.split("/")[-2:])
+                if name in (_META, _TRUTH) and (content := tar.extractfile(member)):
+                    found[name] = content.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        first = str(error).partition("\n")[0].rstrip(":")  # tarfile lists what it has tried
+        raise _refused(path, f"is not a whole .tar.gz ({first})") from error
+    for name in (_META, _TRUTH):
+        if name not in found:
+            raise _refused(path, f"holds no {name}")
+    return found
+
+
+def _read_synsets(meta: bytes) -> list[dict[str, Any]]:
+    # Imported where it is needed: it takes a second, and the result of the scan is kept.
+    from scipy.io import loadmat
+
+    return loadmat(io.BytesIO(meta), simplify_cells=True)["synsets"]

@@ -1,0 +1,109 @@
+"""A split kept as a folder of class folders: `<split>/<class>/<image>`."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UserError
+from data.sources.cache import Arrays, OnProgress, no_report, scan_once
+
+EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
+EXTENSION_NAMES = " ".join(extension.decode() for extension in EXTENSIONS)
+UNFINISHED = ".unfinished"  # a file in a split that data/prepare/write.py has begun and not ended
+SCAN_THREADS = 16  # network file systems answer slowly but many at a time
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file of this name is taken for an image; hidden files are not."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(b".")
+
+
+def refuse_closed(folder: Path) -> None:
+    """Raises UserError if the user may not look for what is in the folder."""
+    try:
+        os.stat(os.path.join(folder, "."))  # a Path would leave out the dot
+    except PermissionError as error:
+        raise UserError(
+            f"cannot read {folder} ({error.strerror}): it must be a folder that you may enter"
+        ) from error
+    except OSError:  # not there, or no folder: others say so
+        pass
+
+
+def class_folders(folder: Path) -> dict[str, int]:
+    """Class folder -> time of its last change in ns, in order of name."""
+    try:
+        with os.scandir(folder) as entries:
+            times = {
+                entry.name: entry.stat().st_mtime_ns
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir()
+            }
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    return dict(sorted(times.items()))
+
+
+def list_classes(
+    folder: Path, is_train: bool, on_progress: OnProgress = no_report
+) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
+    """Class folders in order of name, the number of images in each, and all their names.
+
+    Hidden files, other files and deeper folders are ignored, links are followed. The scan is kept
+    in the user's cache folder and repeated when a class folder has changed. Raises UserError if
+    there is no class or no image, in training a class without images, or if classes are still to
+    be written: fewer validation images would pass unnoticed.
+    """
+    folders = class_folders(folder)
+    if (folder / UNFINISHED).exists():
+        raise UserError(
+            f"{folder} is not whole, scripts/prepare_imagenet.py was interrupted: give the same "
+            "command again"
+        )
+    if not folders:
+        raise UserError(
+            f"{folder} has no class folders: images are expected as {folder}/<class>/<image>"
+        )
+    counts, names = _cached_scan(folder, folders, on_progress)
+    if not len(names):
+        raise UserError(f"{folder} has class folders but no image ({EXTENSION_NAMES}) in any")
+    empty = [name for name, count in zip(folders, counts, strict=True) if not count]
+    if empty and is_train:
+        raise UserError(
+            f"class folder {folder / empty[0]} has no image ({EXTENSION_NAMES}); {len(empty)} such "
+            "in all: fill or remove it"
+        )
+    return list(folders), counts, names
+
+
+def images_in(folder: Path) -> npt.NDArray[np.bytes_]:
+    """Sorted file names of the images in a folder."""
+    try:
+        with os.scandir(os.fsencode(folder)) as entries:
+            names = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    return np.array(sorted(names), np.bytes_)
+
+
+def _cached_scan(
+    folder: Path, folders: dict[str, int], on_progress: OnProgress
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
+    """Number of images in each class folder, and all their names."""
+
+    def scan() -> Arrays:
+        parts = []
+        with ThreadPoolExecutor(SCAN_THREADS) as pool:
+            for part in pool.map(images_in, [folder / name for name in folders]):
+                parts.append(part)
+                on_progress()
+        counts = np.array([len(part) for part in parts], np.int64)
+        return {"counts": counts, "names": np.concatenate(parts)}
+
+    times = np.array(list(folders.values()), np.int64)
+    known = {"classes": np.array(list(folders)), "times": times}
+    found = scan_once(folder, known, int(times.max()), scan, on_progress)
+    return found["counts"], found["names"]

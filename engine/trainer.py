@@ -1,0 +1,298 @@
+"""The training loop: epochs of steps, a validation after each, and checkpoints between."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+import torch
+
+from common.errors import UserError
+from configs.schema import TrainConfig
+from configs.store import to_dict
+from data.batch import Batch
+from data.sources.dataset import Dataset
+from data.streams import OnEvent, skipping
+from engine.background_writer import open_writer
+from engine.checkpoint import load_latest, refuse_other_data, save_checkpoint, use_previous
+from engine.distributed import World
+from engine.divergence import (
+    RECENT,
+    learns_nothing,
+    refuse_other_skips,
+    rises,
+    way_on,
+)
+from engine.log import Log
+from engine.meter import Meter
+from engine.optim import set_learning_rate
+from engine.parallel import Parallel, load_whole_state, whole_state
+from engine.progress import Progress, ValErrors
+from engine.run_folder import refuse_changes
+from engine.schedule import learning_rate
+from engine.step import TrainingStep
+from engine.stopping import Stopped, StopRequest
+from models.network import Network
+
+
+@dataclass
+class Trainer:
+    """One run."""
+
+    config: TrainConfig
+    dataset: Dataset
+    world: World
+    folder: Path
+    parallel: Parallel
+    network: Network  # this process's part, without wrappers
+    step: TrainingStep
+    batches: Callable[[int, int, OnEvent], Generator[Batch]]  # of steps [start, stop), our share
+    validate: Callable[[OnEvent], ValErrors]
+
+    def __post_init__(self) -> None:
+        self.settings = to_dict(self.config)  # as plain values, kept in every checkpoint
+        self.images = [self.dataset.train.fingerprint(), self.dataset.val.fingerprint()]
+        self.progress = Progress()
+        self.meter = Meter(self.world)
+        self.events: list[str] = []  # noted by this process, not yet written
+        self.writer = open_writer(self.config.checkpoint.asynchronous)
+        steps = self.last_step_of(self.config.epochs - 1)
+        self.total = min(steps, self.config.max_steps or steps)
+
+    def last_step_of(self, epoch: int) -> int:
+        """Steps done once every image of epochs 0 .. epoch was seen."""
+        return math.ceil((epoch + 1) * len(self.dataset.train) / self.config.batch_size)
+
+    def note(self, what: str) -> None:
+        """Remember an event, such as an image that could not be read, for the next metrics line."""
+        self.events.append(what)
+
+    def fit(self) -> None:
+        """Train to the end, from the last checkpoint if there is one.
+
+        Raises Stopped, with everything saved, where a signal asks for it.
+        """
+        origin = self.resume()
+        steps = self.world.sum(torch.tensor(self.progress.step))
+        if steps != self.progress.step * self.world.size:
+            raise UserError(f"not all processes see {self.folder}: it must be on a shared disk")
+        place = (self.progress.step, self.progress.validated, self.total)
+        self.log = Log(self.folder, *place, active=self.world.is_main)
+        try:
+            self.write_events(len(self.progress.val_errors))
+            self.log.sync()
+            if self.world.is_main:
+                use_previous(origin)
+            if self.progress.step:
+                self.log.say(f"resuming {self.folder} at step {self.progress.step} of {self.total}")
+            stream = closing(self.batches(self.progress.step, self.total, self.note))
+            with stream as batches, StopRequest(self.world) as self.stop, self.writer:
+                while self.progress.validated < self.total:
+                    self.train_one_epoch(batches)
+                self.writer.wait()
+                self.world.barrier()  # launchers end the others some time after the first has left
+        finally:
+            self.log.close()
+
+    def train_one_epoch(self, stream: Iterator[Batch]) -> None:
+        """From where the run is to the end of its epoch; validate; save."""
+        epoch = len(self.progress.val_errors)
+        rate = learning_rate(self.config.schedule, self.progress.val_errors)
+        set_learning_rate(self.step.optimizer, rate)
+        end = self.last_step_of(epoch)
+        every, val_every = self.config.checkpoint.every_steps, self.config.val_every
+        self.meter.restart(self.progress.step)
+        while self.progress.step < min(end, self.total):
+            if span := skipping(self.progress.step + 1, self.config.skip_steps):
+                self.skip_one_step(*span)
+            else:
+                self.train_one_step(stream)
+            if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
+                self.write_metrics(epoch, rate)
+            step, ended = self.progress.step, self.progress.step >= min(end, self.total)
+            if not ended and val_every and step % val_every == 0:
+                self.evaluate(epoch)
+            if not ended and every and step % every == 0:
+                self.save("last.pt")
+            if not ended and self.stop.due(step):
+                self.stop_if_asked()
+        self.read_losses()
+        if learns_nothing(self.progress.recent, self.dataset.num_classes):
+            classes = self.dataset.num_classes
+            self.note(f"the loss is still ln {classes}, as by guessing: nothing is learned so far")
+        self.save("last.pt")  # validation may take long, and be cut
+        self.stop_if_asked()
+        error = self.evaluate(epoch)
+        ended = self.progress.step >= end
+        if ended:  # an epoch that max_steps has cut does not count in the schedule
+            self.progress.val_errors.append(error)
+        self.save("last.pt", ends=epoch if ended else None)
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopped, once all is saved, if any process has got a signal."""
+        if self.stop.agreed():
+            self.save("last.pt")
+            self.writer.wait()
+            self.world.barrier()  # the first process to leave ends the others under torchrun
+            step = self.progress.step
+            raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
+
+    def train_one_step(self, stream: Iterator[Batch]) -> None:
+        """Fetch a batch and step."""
+        before = time.perf_counter()
+        batch = next(stream)
+        self.meter.waited += time.perf_counter() - before
+        self.world.watch.meet(f"step {self.progress.step + 1}")
+        if self.progress.step == 0:
+            self.log.picture(0, "augmented_batch", self.step.preview(batch))
+        self.progress.step += 1
+        self.meter.unread.append((self.progress.step, self.step(batch)))
+        self.log.advance()
+
+    def skip_one_step(self, first: int, last: int) -> None:
+        """Count a step of a span of skip_steps, without its batch and update."""
+        self.progress.step += 1
+        self.meter.since += 1  # its images do not count in images/s
+        self.log.advance()
+        what = f"steps {first} to {last} are passed over without an update (skip_steps)"
+        if what not in self.events:
+            self.note(what)
+
+    def write_metrics(self, epoch: int, rate: float) -> None:
+        """A line of what happened since the last one."""
+        self.writer.check()
+        self.read_losses()
+        self.write_events(epoch)
+        if not self.progress.window:  # all were skipped
+            return
+        step = self.progress.step
+        norms = [norm for norm in self.progress.norms if math.isfinite(norm)]  # fp16 may overflow
+        values: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": math.fsum(self.progress.window) / len(self.progress.window),
+            "lr": rate,
+            "gradient_norm": math.fsum(norms) / len(norms) if norms else None,
+            **self.meter.rates(step, self.config.batch_size),
+        }
+        self.log.write("train", step, **values)
+        self.log.layers(step, self.network, self.parallel)
+        shown = {
+            "epoch": f"{epoch}",
+            "loss": f"{values['loss']:.4f}",
+            "lr": f"{rate:g}",
+            "images/s": f"{values['images_per_second']:.1f}",
+            "waiting for data": f"{100 * values['data_wait']:.0f} %",
+        }
+        self.log.report(step, self.total, shown)
+        self.progress.window, self.progress.norms = [], []
+        self.meter.restart(step)
+
+    def write_events(self, epoch: int) -> None:
+        """What all processes noted."""
+        for what in self.world.gather(self.events):
+            self.log.event(self.progress.step, epoch, what)
+        self.events.clear()
+
+    def read_losses(self) -> None:
+        """Bring the losses up to now; notes one that is far above those before it.
+
+        Raises UserError, with the way on, if one is not a number.
+        """
+        progress = self.progress
+        for step, loss, norm in self.meter.read():
+            if not math.isfinite(loss):
+                self.refuse_to_go_on(f"the loss became {loss}", step)
+            if not rises(loss, progress.recent):
+                progress.rose_at = None
+            elif progress.rose_at is None:
+                progress.rose_at = step
+                level = f"{median(progress.recent):.3g} in the steps before"
+                self.note(f"the loss rose to {loss:.3g} at step {step}, from a median of {level}")
+            progress.window.append(loss)
+            progress.norms.append(norm)
+            progress.recent = [*progress.recent, loss][-RECENT:]
+
+    def refuse_to_go_on(self, what: str, step: int) -> NoReturn:
+        """Raises UserError with what there is to type; all processes come here together."""
+        with suppress(UserError):  # told on leaving
+            self.writer.wait()
+        self.write_events(len(self.progress.val_errors))
+        self.world.barrier()
+        told = way_on(
+            self.folder / "checkpoints", step, self.progress.rose_at, self.config.skip_steps
+        )
+        raise UserError(f"{what} at step {step}; {told}")
+
+    def evaluate(self, epoch: int) -> float:
+        """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
+        self.read_losses()
+        errors = self.validate(self.note)
+        self.write_events(epoch)
+        step = self.progress.step
+        values = {key: getattr(errors, key) for key in ("top1_error", "top5_error", "images")}
+        self.log.write("val", step, epoch=epoch, **values)
+        self.log.say(
+            f"epoch {epoch}, step {step}: top-1 error {errors.top1_error:.2f} %, top-5 error "
+            f"{errors.top5_error:.2f} % on {errors.images} validation images"
+        )
+        if errors.top1_error < self.progress.best:
+            self.progress.best = errors.top1_error
+            self.save("best.pt")
+        self.progress.validated = step
+        self.meter.restart(step)
+        return errors.top1_error
+
+    def save(self, name: str, ends: int | None = None) -> None:
+        """Have a checkpoint of what has been done so far written; `ends`: the epoch it ends."""
+        self.read_losses()
+        self.write_events(
+            len(self.progress.val_errors)
+        )  # what a checkpoint knows is told before it
+        self.world.watch.alive()
+        if not bool(self.parallel.norms(self.network.state_dict()).isfinite().all()):
+            self.refuse_to_go_on("a weight is not finite", self.progress.step)
+        state = self.state(name)
+        if self.world.is_main:
+            self.writer.save(state, partial(self.write, name, ends))
+
+    def write(self, name: str, ends: int | None, state: dict[str, Any]) -> None:
+        """Bring a checkpoint to the disk, beside training; raises UserError where it cannot be."""
+        self.log.sync()
+        keep = self.config.checkpoint.keep
+        save_checkpoint(self.folder / "checkpoints" / name, state, epoch=ends, keep=keep)
+
+    def state(self, name: str) -> dict[str, Any]:
+        """What a checkpoint holds, whole on any number of processes; best.pt: the network alone."""
+        weights, optimizer = whole_state(self.parallel, self.network, self.step.optimizer)
+        state: dict[str, Any] = {
+            "config": self.settings,
+            "classes": self.dataset.train.classes,
+            "images": self.images,
+            "mean": self.step.mean.cpu(),
+            "progress": asdict(self.progress),
+            "network": weights,
+        }
+        if name != "best.pt":
+            state["optimizer"] = optimizer
+            state["scaler"] = self.step.scaler.state_dict()
+        return state
+
+    def resume(self) -> Path:
+        """Go back to the last checkpoint, if any, and return its path; UserError if not ours."""
+        path, state = load_latest(self.folder / "checkpoints", self.note)
+        if state is None:
+            return path
+        refuse_changes(path, state["config"], self.settings)
+        refuse_other_data(path, state, self.images, self.step.mean.cpu(), self.config.data)
+        parts = (self.parallel, self.network, self.step.optimizer)
+        load_whole_state(*parts, state["network"], state["optimizer"])
+        self.step.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        before = state["config"].get("skip_steps", [])
+        refuse_other_skips(self.progress.step, before, self.config.skip_steps)
+        return path
