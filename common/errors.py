@@ -13,6 +13,11 @@ class UserError(Exception):
     prefix = "error: "
 
 
+def reason(error: BaseException) -> str:
+    """Why it was raised, in the words of the operating system if it was its doing."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Turn a UserError raised inside into `error: ...` on stderr and its exit status.

@@ -1,22 +1,29 @@
-"""Files written whole or not at all."""
+"""Files that survive: written whole or not at all, held by one process, appended line by line."""
 
+import fcntl
+import json
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 
+_LOOK_EVERY = 0.1  # seconds between two attempts to take a lock
+
 
 def write_atomically(
     path: Path, write: Any, *, keep_as: Path | None = None, also: Path | None = None
 ) -> None:
-    """Call write(file) on a temporary file beside `path`, then put it in the place of `path`.
+    """Call write(file) on a temporary file beside `path`, then rename it to `path`.
 
     A reader, or a process killed at any moment, finds the old file or the new one, never a part.
-    If given, `also` is a second name of the new file, there before it is at `path`, and `keep_as`
-    one of the old file, which takes it only once the new file is whole. Raises UserError, with the
-    old file untouched, where the disk refuses (full, read-only).
+    If given, `also` becomes a second name of the new file before it is at `path`, and `keep_as` a
+    second name of the old file once the new one is whole. Raises UserError, with the old file
+    untouched, if the disk refuses (full, read-only).
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -51,3 +58,47 @@ def link(path: Path, name: Path) -> None:
         shutil.copyfile(path, temporary)
     os.replace(temporary, name)
     temporary.unlink(missing_ok=True)  # replacing one name of a file by another does nothing
+
+
+@contextmanager
+def lock(
+    path: Path, *, busy: str = "", on_wait: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold `path`, a folder or a lock file, for the length of the context, or until death.
+
+    While another process holds it: calls on_wait now and then until it is free or, without
+    on_wait, raises UserError(busy). A file system without locks locks nothing. Raises OSError if
+    the file cannot be opened.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    handle = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        while not _take(handle):
+            if on_wait is None:
+                raise UserError(busy)
+            on_wait()
+            time.sleep(_LOOK_EVERY)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, one a line; a line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -6,7 +6,6 @@ CMYK, files that do not end as they should) is rare in ImageNet, and DALI's deco
 Pillow there or accept what is cut short: Pillow decodes these, DALI gets them uncompressed.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from common.errors import UserError
+from common.machine import num_cpus
 from configs.schema import LoaderConfig
 from data.batch import Batch, make_batch
 from data.decoding import Found, Replacements, as_ppm, decode_rgb, find_image, plain_jpeg_size
@@ -136,7 +136,7 @@ def _pipeline(
     """The DALI graph: region decode, resize, mirror; uint8 [h, w, 3] for each image."""
     pipeline = Pipeline(
         batch_size=max_size,
-        num_threads=config.workers or len(os.sched_getaffinity(0)),
+        num_threads=config.workers or num_cpus(),
         device_id=torch.cuda.current_device() if gpu else None,
         prefetch_queue_depth=config.prefetch,
     )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from common.errors import UserError
+from common.errors import UserError, reason
 from data.draws import Ints
 from data.geometry import view
 from data.sources.index import ImageIndex
@@ -67,15 +67,15 @@ def find_image(index: ImageIndex, i: int, prepare: Callable[[bytes], T], on_erro
         try:
             value = prepare(index.read(candidate))
         except (BadImage, OSError) as error:
-            reason = str(getattr(error, "strerror", None) or error)
+            why = reason(error)
             if on_error != "skip":
                 raise UserError(
-                    f"cannot read image {index.path(candidate)} ({reason}): replace the file, "
+                    f"cannot read image {index.path(candidate)} ({why}): replace the file, "
                     "or type data.on_error=skip to go on with the next image instead"
                 ) from error
-            bad.append((candidate, reason))
+            bad.append((candidate, why))
             continue
-        return Found(candidate, value, [Replaced(b, candidate, reason) for b, reason in bad])
+        return Found(candidate, value, [Replaced(b, candidate, why) for b, why in bad])
     raise UserError(
         f"cannot read image {index.path(i)} ({bad[0][1]}), nor any of the {len(bad)} images "
         "from there on"

@@ -5,7 +5,6 @@ all of a JPEG is decoded, only the crop's rectangle is resized.
 """
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
+from common.machine import num_cpus
 from configs.schema import LoaderConfig
 from data.batch import Batch, make_batch
 from data.decoding import Replaced, Replacements, find_image, show
@@ -76,7 +76,7 @@ def _as_it_is(made: Any) -> Any:
 
 def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) -> DataLoader[Any]:
     """A DataLoader of whole batches: its sampler's items are Draws, one worker makes one batch."""
-    workers = len(os.sched_getaffinity(0)) if config.workers is None else config.workers
+    workers = num_cpus() if config.workers is None else config.workers
     options: dict[str, Any] = {}
     if workers:
         # Workers are forked from a clean server: a fork of this process would inherit locks held

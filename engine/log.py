@@ -11,19 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.errors import refusing
-from common.files import write_atomically
+from common.files import read_json_lines, write_atomically
 from engine.parallel import Parallel, gradients
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, one a line; a line cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 class Log:

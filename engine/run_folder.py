@@ -1,15 +1,14 @@
 """runs/NAME/: one run, its configuration, and the refusal to mix two runs in one folder."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from common.errors import UserError
-from common.files import write_atomically
+from common.errors import UserError, reason
+from common.files import lock, write_atomically
 from configs.store import flatten, read_yaml
 from engine.distributed import World
 
@@ -57,22 +56,14 @@ def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[Non
         return
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
-            _hold(lock, folder)
+        busy = f"another process is training in {folder}: give name=..."
+        with lock(folder / ".lock", busy=busy):
             _write_config(folder, config)
             yield
     except OSError as error:
         if error.filename is None or not str(error.filename).startswith(str(folder)):
             raise
-        raise UserError(f"cannot write to {folder} ({error.strerror})") from error
-
-
-def _hold(lock: IO[str], folder: Path) -> None:
-    """Lock the folder until the file is closed, as it is when the process dies."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"another process is training in {folder}: give name=...") from error
+        raise UserError(f"cannot write to {folder} ({reason(error)})") from error
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:

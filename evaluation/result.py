@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.commit import commit
 from common.errors import UserError
 from common.files import write_atomically
+from common.machine import commit
 from configs.schema import EvalConfig
 from configs.store import to_dict
 from data.draws import Ints

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError, one_sentence, refusing
 from common.files import write_atomically
+from common.machine import num_cpus
 from configs.schema import DataConfig
 from configs.validate import require, val_scale
 from data.prepare.check import SPLITS, Report
@@ -31,7 +32,6 @@ from data.prepare.check import check as run_checks
 from data.prepare.choose import subset_index, tar_index
 from data.prepare.facts import ILSVRC2012, read_facts
 from data.prepare.mean_image import facts_of, statistics, table
-from data.prepare.pool import num_cpus
 from data.prepare.write import WRITERS, write_splits
 from data.sources.folders import refuse_closed
 from data.sources.imagenet import TARS, find_tar

@@ -16,10 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, befor
 
 import torch
 
+from common.files import read_json_lines
 from configs.schema import EvalConfig, TrainConfig
 from configs.store import compose_config
 from data.synthetic import make_synthetic
-from engine.log import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.log import read_json_lines
+from common.files import read_json_lines
 from tests.conftest import checkpoint, free_port, metrics, torchrun
 from tests.forks import Forks
 from tests.test_train import same_tensors

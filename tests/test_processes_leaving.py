@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.log import read_json_lines
+from common.files import read_json_lines
 from tests.conftest import ROOT, checkpoint, free_port, metrics, run_program, torchrun
 from tests.test_train import same_tensors
 

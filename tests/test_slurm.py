@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.log import read_json_lines
+from common.files import read_json_lines
 from tests.conftest import ROOT, checkpoint, metrics, run_program
 from tests.slurm_cluster import Cluster, missing, open_cluster
 from tests.test_train import same_tensors

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.log import read_json_lines
+from common.files import read_json_lines
 from tests.conftest import ROOT, TIMES, checkpoint, metrics, run_program
 
 

@@ -12,9 +12,9 @@ import torch
 from analysis.report.paper import CURVE_FIGURES, ENSEMBLE
 from analysis.report.runs import SCALED, Run, model_label
 from common.errors import UserError
+from common.files import read_json_lines
 from configs.schema import TrainConfig
 from configs.store import compose_config, flatten, read_yaml, to_dict
-from engine.log import read_json_lines
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent, of the slopes of a layer
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, reason
 from data.decoding import BadImage, show
 from data.draws import COLOUR_VALUES, COLOUR_VECTORS, centre_draws
 from data.prepare.facts import CHANNEL_MEAN
@@ -64,8 +64,7 @@ class _View:
             try:
                 crop = show(index.read(i), self.scale, place, False, self.crop)
             except (BadImage, OSError) as error:
-                reason = str(getattr(error, "strerror", None) or error)
-                bad.append(f"{index.path(i)} ({reason})")
+                bad.append(f"{index.path(i)} ({reason(error)})")
                 if not self.skip:
                     raise UserError(
                         f"cannot read image {bad[0]}: replace the file, or leave it out with --skip"

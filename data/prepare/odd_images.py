@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from PIL import ExifTags, Image
 
+from common.errors import reason
 from data.decoding import BadImage, decode_rgb
 from data.prepare.facts import BAD_EXIF, CMYK
 from data.sources.index import ImageIndex
@@ -64,8 +65,8 @@ def odd_images(index: ImageIndex, part: range) -> list[tuple[int, str, str]]:
         try:
             kinds = oddities(index.read(i), index.path(i))
         except (BadImage, OSError) as error:
-            reason = str(getattr(error, "strerror", None) or error)
-            found.append((i, UNREADABLE, reason))
+            why = reason(error)
+            found.append((i, UNREADABLE, why))
             continue
         found += [(i, kind, "") for kind in kinds]
     return found

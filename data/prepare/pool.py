@@ -25,11 +25,6 @@ _AHEAD = 3  # parts on their way for each process
 _work: tuple[Work[Any], ImageIndex]  # of this worker process
 
 
-def num_cpus() -> int:
-    """The CPUs we may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def over_images(work: Work[T], index: ImageIndex, workers: int, what: str) -> Iterator[T]:
     """work(index, part) for one part of the index after the other, in `workers` processes.
 

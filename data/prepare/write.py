@@ -6,7 +6,6 @@ a split are, a file in it says so, and the split is refused as a data set. Names
 data/sources/tars.py lists, without folders, of regular files.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from threading import Event
 
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, reason
+from common.files import lock
 from data.prepare.contents import rows_of_classes
 from data.sources.folders import UNFINISHED
 from data.sources.index import ImageIndex
@@ -82,7 +82,10 @@ def write_splits(out: Path, splits: dict[str, ImageIndex], workers: int) -> dict
     written; the same call then goes on where it stopped.
     """
     folders = {split: _folders(out, split, index) for split, index in splits.items()}
-    with _writing(out), _holding(out):
+    busy = f"another process is writing into {out}: wait for it"
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with _writing(out), lock(out, busy=busy):
         written, missing = dict[str, Written](), list[_Folder]()
         for split, wanted in folders.items():
             new = [one for one in wanted if not os.path.lexists(one.path)]
@@ -144,27 +147,8 @@ def _writing(out: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or out
         raise UserError(
-            f"cannot write {where} ({error.strerror or error}): the same command goes on where it "
-            "stopped"
+            f"cannot write {where} ({reason(error)}): the same command goes on where it stopped"
         ) from error
-
-
-@contextmanager
-def _holding(out: Path) -> Iterator[None]:
-    """Make the folder, and keep others from writing into it until this process ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(f"another process is writing into {out}: wait for it") from error
-    except OSError:  # a file system without locks of folders
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _refuse_full_disk(out: Path, folders: list[_Folder]) -> None:
@@ -209,7 +193,7 @@ def _write(folder: _Folder, bar: tqdm, stop: Event) -> None:
             data = folder.index.read(i)
         except OSError as error:
             raise UserError(
-                f"cannot read image {folder.index.path(i)} ({error.strerror or error})"
+                f"cannot read image {folder.index.path(i)} ({reason(error)})"
             ) from error
         with open(folder.part / os.fsdecode(folder.index.names[i]), "xb") as file:
             file.write(data)

@@ -1,17 +1,18 @@
 """What a scan found, kept in the user's cache folder: it saves time and is never needed."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from common.files import lock
 
 Arrays = dict[str, npt.NDArray[Any]]
 OnProgress = Callable[[], None]  # called now and then while a long scan goes on
@@ -24,7 +25,6 @@ def no_report() -> None:
 # A file's time of change has a resolution. What changed this short a time before it was scanned
 # could change again without its time showing it, so that such a scan is not kept.
 _SETTLED_NS = 2_000_000_000
-_LOOK_EVERY = 0.1  # seconds
 
 
 def cache_file(source: Path) -> Path | None:
@@ -77,30 +77,11 @@ def _recall(cache: Path | None, known: Arrays) -> Arrays | None:
 @contextmanager
 def _scanning(cache: Path, on_progress: OnProgress) -> Iterator[None]:
     """While one process is inside, others wait; where locks are not to be had, they do not."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(cache.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
+    with ExitStack() as stack:
+        with suppress(OSError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(cache.with_suffix(".lock"), on_wait=on_progress))
         yield
-        return
-    try:
-        _wait_for(handle, on_progress)
-        yield
-    finally:
-        os.close(handle)  # and the lock goes with it, as when the process dies
-
-
-def _wait_for(handle: int, on_progress: OnProgress) -> None:
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress()
-            time.sleep(_LOOK_EVERY)
-        except OSError:  # a file system without locks
-            return
-        else:
-            return
 
 
 def keep(cache: Path | None, **arrays: npt.NDArray[Any]) -> None:

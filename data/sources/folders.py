@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import UserError
+from common.errors import UserError, reason
 from data.sources.cache import Arrays, OnProgress, no_report, scan_once
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
@@ -27,7 +27,7 @@ def refuse_closed(folder: Path) -> None:
         os.stat(os.path.join(folder, "."))  # a Path would leave out the dot
     except PermissionError as error:
         raise UserError(
-            f"cannot read {folder} ({error.strerror}): it must be a folder that you may enter"
+            f"cannot read {folder} ({reason(error)}): it must be a folder that you may enter"
         ) from error
     except OSError:  # not there, or no folder: others say so
         pass
@@ -43,7 +43,7 @@ def class_folders(folder: Path) -> dict[str, int]:
                 if not entry.name.startswith(".") and entry.is_dir()
             }
     except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+        raise UserError(f"cannot read {folder}: {reason(error)}") from error
     return dict(sorted(times.items()))
 
 
@@ -85,7 +85,7 @@ def images_in(folder: Path) -> npt.NDArray[np.bytes_]:
         with os.scandir(os.fsencode(folder)) as entries:
             names = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
     except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+        raise UserError(f"cannot read {folder}: {reason(error)}") from error
     return np.array(sorted(names), np.bytes_)
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import UserError
+from common.errors import UserError, reason
 from data.sources.folders import is_image
 
 # One read of this length holds a header and the byte before it, which tarfile looks at.
@@ -55,7 +55,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot read {path} ({error.strerror or error}): it must be a file that you may read"
+            f"cannot read {path} ({reason(error)}): it must be a file that you may read"
         ) from error
 
 

@@ -6,7 +6,6 @@ half mirrored. Files come from the page cache after the first pass, so that deco
 
 import io
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.machine import num_cpus
 from configs.schema import LoaderConfig
 from data.draws import training_batches
 from data.loading import load
@@ -44,7 +44,7 @@ class Load:
 
     images: int = 500  # timed for each row in a round
     rounds: int = 3
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))  # or processes
+    threads: int = field(default_factory=num_cpus)  # or processes
     device: str = field(default_factory=lambda: "gpu" if torch.cuda.is_available() else "cpu")
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from common.commit import commit
+from common.machine import commit
 from scripts.reproduction.plan import Job
 
 ROOT = Path(__file__).resolve().parents[2]
