@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.errors import UserError, refusing
-from data.sources.imagenet import DEVKIT, TARS
+from data.sources.imagenet import DEVKIT, NUM_IMAGES, TARS
 
 # Mean RGB of the training set, grey levels, as Caffe distributes it.
 CHANNEL_MEAN = (122.679, 116.669, 104.007)
@@ -41,7 +41,7 @@ ILSVRC2012 = Facts(
         DEVKIT: "fa75699e90414af021442c21a62c3abf",
     },
     num_classes=1000,
-    num_images={"train": 1_281_167, "val": 50_000, "test": 100_000},
+    num_images=NUM_IMAGES,
     per_class={"train": [732, 1300], "val": [50, 50]},
     odd={PNG: ["n02105855_2933"], CMYK: _CMYK.split(), BAD_EXIF: ["n04152593_17460"]},
 )

@@ -30,6 +30,7 @@ TARS = {
     "test": ("ILSVRC2012_img_test_v10102019.tar", "ILSVRC2012_img_test.tar"),  # new, first release
 }
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+NUM_IMAGES = {"train": 1_281_167, "val": 50_000, "test": 100_000}
 
 _FORMAT = 1  # of the kept scan: to be raised when it changes
 
