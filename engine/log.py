@@ -1,6 +1,7 @@
 """What a run writes down: metrics.jsonl, TensorBoard, and a line or a bar for the person."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -80,18 +81,25 @@ class Log:
             self.bar.set_postfix(shown)
 
     def layers(self, step: int, network: nn.Module, parallel: Parallel) -> None:
-        """Gradient norm of every weight, and the slopes of every PReLU, to TensorBoard.
+        """Gradient norms to metrics.jsonl and TensorBoard, mean slopes to TensorBoard, by layer.
 
         Called by all processes: the parts of a layer may lie on several.
         """
         held = gradients(network)
         # None yet where a resumed run begins by passing over steps.
-        norms = parallel.norms(held).tolist() if held else []
+        norms = dict(zip(held, parallel.norms(held).tolist() if held else [], strict=True))
         slopes = {n: p.detach() for n, p in network.named_parameters() if n.endswith(".slopes")}
         for name, values in parallel.whole(slopes):
             self.scalar(f"slope/{name.removesuffix('.slopes')}", values.mean().item(), step)
-        for name, norm in zip(held, norms, strict=True):
+        for name, norm in norms.items():
             self.scalar(f"gradient_norm/{name}", norm, step)
+        by_layer = {
+            name.split(".")[-2]: float(f"{norm:.4g}")
+            for name, norm in norms.items()
+            if name.endswith(".weight") and math.isfinite(norm)  # fp16 may overflow
+        }
+        if by_layer:
+            self.write("gradients", step, norms=by_layer)
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """A point of a TensorBoard curve."""

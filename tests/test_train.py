@@ -55,6 +55,9 @@ def test_a_run_leaves_what_the_contract_says(undisturbed: Path) -> None:
         "previous.pt",
     ]
     assert "optimizer" not in checkpoint(undisturbed, "best.pt")
+    norms = [line for line in lines if line["kind"] == "gradients"]
+    assert [line["step"] for line in norms] == [7, 14, 21, 25]
+    assert all({"conv1", "conv3_6", "fc3"} <= line["norms"].keys() for line in norms)
     assert checkpoint(undisturbed)["config"]["model"]["name"] == "small14"
     assert "rule: he" in (undisturbed / "config.yaml").read_text()
 
