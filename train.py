@@ -19,9 +19,9 @@ from configs.schema import TrainConfig
 from configs.store import register, to_config, to_dict
 from configs.validate import micro_batch, validate
 from data.draws import subset
-from data.mean import load_mean, warp_mean
-from data.sources.dataset import open_dataset
-from data.streams import OnEvent, centre_stream, training_stream
+from data.loading import OnEvent, centre_stream, training_stream
+from data.normalise import load_mean, warp_mean
+from data.sources.index import open_dataset
 from engine.distributed import World, open_world
 from engine.optim import build_optimizer
 from engine.parallel import open_parallel

@@ -22,10 +22,10 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from common.errors import UserError
 from common.machine import num_cpus
 from configs.schema import LoaderConfig
-from data.batch import Batch, make_batch
 from data.decoding import Found, Replacements, as_ppm, decode_rgb, find_image, plain_jpeg_size
 from data.draws import Draws
 from data.geometry import region, view
+from data.loading import Batch, make_batch
 from data.sources.index import ImageIndex
 
 _READERS = 8  # threads: network file systems answer slowly but many at a time

@@ -1,7 +1,60 @@
-"""From decoded grey levels to what the network sees."""
+"""What is subtracted from every image, and the network's input: from pixels to what conv1 sees.
 
+The paper says no more than "per-pixel mean". The mean image here is the mean of the training images
+as validation sees them: resized so that the shorter side is 256 for a crop of 224 (other crops in
+proportion), centre crop. Caffe's is of 256 x 256 images, and cropped along with the image.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from common.errors import UserError
+
+# Mean RGB of the training set, pixel values 0..255, as Caffe distributes it.
+CHANNEL_MEAN = (122.679, 116.669, 104.007)
+
+
+def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor:
+    """The mean that data.mean names, float32 RGB grey levels.
+
+    `channel`: one colour, [1, 1, 3]. Otherwise a .npy file of `scripts/prepare_imagenet.py mean`:
+    [S, S, 3]. Raises UserError if there is no such file or it holds no mean image.
+    """
+    if spec == "channel":
+        return torch.tensor(channel_mean, dtype=torch.float32).reshape(1, 1, 3)
+    hint = "make it with `scripts/prepare_imagenet.py mean`, or type data.mean=channel"
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise UserError(f"no mean image at data.mean={spec}: {hint}")
+    try:
+        mean = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"data.mean={spec} is not a .npy file: {hint}") from error
+    if not isinstance(mean, np.ndarray):
+        raise UserError(f"data.mean={spec} holds several arrays, not one mean image: {hint}")
+    if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3:
+        shape = " x ".join(map(str, mean.shape))
+        raise UserError(f"data.mean={spec} has the shape {shape} instead of S x S x 3: {hint}")
+    if mean.dtype.kind not in "fiu" or not np.all((mean >= 0) & (mean <= 255)):
+        raise UserError(f"data.mean={spec} has values outside the grey levels 0 to 255: {hint}")
+    return torch.from_numpy(mean.astype(np.float32))
+
+
+def warp_mean(mean: Tensor, height: int, width: int) -> Tensor:
+    """A mean image [S, S, 3] for images of another size, [height, width, 3], as [11] warps it.
+
+    Bilinear. One colour, [1, 1, 3], fits every size as it is.
+    """
+    if mean.shape[:2] in ((1, 1), (height, width)):
+        return mean
+    planes = mean.permute(2, 0, 1)[None]
+    warped = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
+    return warped[0].permute(1, 2, 0).contiguous()
 
 
 def network_input(images: Tensor, mean: Tensor, colours: Tensor | None = None) -> Tensor:

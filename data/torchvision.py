@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import UserError
 from common.machine import num_cpus
 from configs.schema import LoaderConfig
-from data.batch import Batch, make_batch
 from data.decoding import Replaced, Replacements, find_image, show
 from data.draws import Draws
+from data.loading import Batch, make_batch
 from data.sources.index import ImageIndex
 
 

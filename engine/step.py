@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.batch import Batch
+from data.loading import Batch
 from data.normalise import network_input
 from engine.precision import Precision
 

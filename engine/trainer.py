@@ -15,9 +15,8 @@ import torch
 from common.errors import UserError
 from configs.schema import TrainConfig
 from configs.store import to_dict
-from data.batch import Batch
-from data.sources.dataset import Dataset
-from data.streams import OnEvent, skipping
+from data.loading import Batch, OnEvent, skipping
+from data.sources.index import Dataset
 from engine.background_writer import open_writer
 from engine.checkpoint import load_latest, refuse_other_data, save_checkpoint, use_previous
 from engine.distributed import World

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from data.mean import warp_mean
-from data.normalise import network_input
+from data.normalise import network_input, warp_mean
 from engine.precision import Precision
 from evaluation.windows import PooledWindows
 from models.network import IMAGE_CHANNELS, Head, Network

@@ -6,8 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from data.mean import warp_mean
-from data.normalise import network_input
+from data.normalise import network_input, warp_mean
 from engine.precision import Precision
 from evaluation.dense import DenseHead, dense_head, dense_scores
 from evaluation.projection import map_geometry

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from data.batch import Batch
+from data.loading import Batch
 from data.normalise import network_input
 from engine.distributed import World
 from engine.precision import Precision

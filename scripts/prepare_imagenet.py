@@ -31,7 +31,6 @@ from data.prepare.check import SPLITS, Report
 from data.prepare.check import check as run_checks
 from data.prepare.choose import subset_index, tar_index
 from data.prepare.facts import ILSVRC2012, read_facts
-from data.prepare.mean_image import facts_of, statistics, table
 from data.prepare.write import WRITERS, write_splits
 from data.sources.folders import refuse_closed
 from data.sources.imagenet import TARS, find_tar
@@ -94,6 +93,8 @@ def _write(arguments: argparse.Namespace, indexes: dict[str, ImageIndex]) -> Non
 
 def mean(arguments: argparse.Namespace) -> None:
     """Write the mean image, and what else is known of the colours of the training set."""
+    from data.prepare.mean_image import facts_of, statistics, table  # imports torch, in seconds
+
     crop, root = arguments.crop, arguments.root
     scale = val_scale(DataConfig(crop=crop, val_scale=arguments.scale))
     require(scale >= crop, f"--scale {scale} is smaller than --crop {crop}: no crop fits")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import engine.hybrid
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from data.batch import Batch
+from data.loading import Batch
 from engine.distributed import World, open_world
 from engine.optim import build_optimizer
 from engine.parallel import open_parallel, whole_state

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from configs.schema import LoaderConfig
-from data.batch import Batch
 from data.draws import PLACE_ONE, Draws
-from data.loading import load
+from data.loading import Batch, load
 from data.sources.index import ImageIndex
 
 Pixels = npt.NDArray[np.uint8]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.sources.cache import scan_once
-from data.sources.dataset import open_dataset
+from data.sources.index import open_dataset
 from tests.conftest import ROOT, composed
 from tests.tars import write_official
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data.mean import CHANNEL_MEAN, load_mean, warp_mean
+from data.normalise import CHANNEL_MEAN, load_mean, warp_mean
 
 
 def test_channel_mean_fits_every_size() -> None:

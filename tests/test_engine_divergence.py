@@ -10,8 +10,7 @@ from torch import nn
 
 from common.errors import UserError
 from configs.validate import validate
-from data.batch import Batch
-from data.streams import skipping
+from data.loading import Batch, skipping
 from engine.distributed import World
 from engine.divergence import learns_nothing, refuse_other_skips, rises, way_on
 from engine.optim import build_optimizer

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.batch import Batch
+from data.loading import Batch
 from data.sources.index import scan_folder
 from engine.distributed import World
 from engine.precision import Precision

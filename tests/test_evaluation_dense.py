@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.mean import CHANNEL_MEAN
+from data.normalise import CHANNEL_MEAN
 from engine.precision import Precision
 from evaluation.dense import DenseHead, dense_head, dense_scores, window_size
 from evaluation.windows import Bin, PooledWindows, pyramid_bins

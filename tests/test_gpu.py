@@ -9,7 +9,7 @@ import torch
 
 from data.draws import training_batches
 from data.loading import load
-from data.mean import load_mean
+from data.normalise import load_mean
 from data.sources.index import scan_folder
 from engine.precision import set_precision
 from evaluation.dense import dense_head, dense_scores

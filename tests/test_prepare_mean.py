@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data.draws import COLOUR_VECTORS
-from data.mean import load_mean
+from data.normalise import load_mean
 from data.prepare.mean_image import statistics
 from data.sources.index import scan_folder
 from tests.preparing import prepare, refused

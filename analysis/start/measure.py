@@ -13,9 +13,8 @@ from analysis.start.record import Case, Curvature, Layer, Probe, Record
 from analysis.start.remedies import REMEDIES, scale_weights
 from configs.schema import TrainConfig
 from configs.validate import micro_batch
-from data.batch import Batch
-from data.mean import load_mean
-from data.normalise import network_input
+from data.loading import Batch
+from data.normalise import load_mean, network_input
 from engine.distributed import World
 from engine.optim import build_optimizer, set_learning_rate
 from engine.parallel import open_parallel

@@ -7,9 +7,6 @@ from pathlib import Path
 from common.errors import UserError, refusing
 from data.sources.imagenet import DEVKIT, NUM_IMAGES, TARS
 
-# Mean RGB of the training set, grey levels, as Caffe distributes it.
-CHANNEL_MEAN = (122.679, 116.669, 104.007)
-
 PNG, CMYK, BAD_EXIF = "PNG named JPEG", "CMYK", "corrupt EXIF"
 AT_LEAST = (BAD_EXIF,)  # how much of EXIF is bad depends on who reads it, so that more may be found
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common.errors import UserError, reason
 from data.decoding import BadImage, show
 from data.draws import COLOUR_VALUES, COLOUR_VECTORS, centre_draws
-from data.prepare.facts import CHANNEL_MEAN
+from data.normalise import CHANNEL_MEAN
 from data.prepare.pool import over_images
 from data.sources.index import ImageIndex
 

@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError
+from configs.schema import DataConfig
 from data.sources.cache import OnProgress, no_report
 from data.sources.folders import class_folders, list_classes, refuse_closed
 from data.sources.imagenet import DEVKIT, TARS, find_tar, has_tars, open_devkit, scan_tars
 from data.sources.tars import TarBytes
+from data.synthetic import make_synthetic
 
 DEFAULT_ROOT = "datasets/imagenet"
 
@@ -124,6 +126,29 @@ def class_names(root: Path | str, split: str) -> list[str]:
     if (root / split).is_dir():
         return list(class_folders(root / split))
     return open_devkit(root).classes
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and validation images with a common class order."""
+
+    train: ImageIndex
+    val: ImageIndex
+    num_classes: int
+
+
+def open_dataset(data: DataConfig, on_progress: OnProgress) -> Dataset:
+    """The data set at data.root; the embedded one is generated on first use.
+
+    on_progress is called now and then while a large set is being listed for the first time.
+
+    Raises UserError for a root that is missing, empty, inconsistent or of another class count.
+    """
+    if data.name == "synthetic":
+        make_synthetic(Path(data.root))
+    train = scan_folder(data.root, "train", on_progress=on_progress)
+    val = scan_folder(data.root, "val", train.classes, on_progress)
+    return Dataset(train, val, check_dataset(train, val, data.num_classes))
 
 
 def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -> int:

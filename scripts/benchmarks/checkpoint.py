@@ -21,11 +21,9 @@ import torch
 from common.errors import refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from data.batch import Batch
-from data.mean import load_mean
-from data.sources.dataset import Dataset
-from data.sources.index import ImageIndex
-from data.streams import OnEvent
+from data.loading import Batch, OnEvent
+from data.normalise import load_mean
+from data.sources.index import Dataset, ImageIndex
 from engine.distributed import World
 from engine.optim import build_optimizer
 from engine.parallel import open_parallel

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from data.mean import CHANNEL_MEAN
-from data.normalise import network_input
+from data.normalise import CHANNEL_MEAN, network_input
 from engine.precision import Precision, set_precision
 from evaluation.dense import dense_head, dense_scores, window_size
 from models.network import Network, build_network

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from data.batch import Batch
-from data.mean import load_mean
+from data.loading import Batch
+from data.normalise import load_mean
 from engine.distributed import World
 from engine.optim import build_optimizer
 from engine.parallel import Replicas
