@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.style import BLUE, GREY, VERMILLION
+from common.style import BLUE, GREY, VERMILLION
 from data.decoding import decode_rgb
 
 _COLUMNS = 4

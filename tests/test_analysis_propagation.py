@@ -33,7 +33,7 @@ from analysis.propagation.theory import (
     pools,
     predict,
 )
-from analysis.style import series
+from common.style import series
 from configs.schema import ModelConfig, StageConfig
 from tests.conftest import composed, run_program
 

@@ -20,7 +20,7 @@ from analysis.propagation.study import (
     typical,
 )
 from analysis.propagation.theory import Conv
-from analysis.style import GREY, series
+from common.style import GREY, series
 
 _SIGNALS = {"forward": "responses, Var[$y_l$]", "backward": r"gradients, Var[$\Delta x_l$]"}
 _UNITS = {"forward": "the image's", "backward": "the last layer's"}

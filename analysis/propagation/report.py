@@ -26,8 +26,8 @@ from analysis.propagation.study import (
     with_spread,
 )
 from analysis.propagation.summary import markdown
-from analysis.style import save_figure, styled
 from common.errors import refusing
+from common.style import save_figure, styled
 
 _TITLES = {"forward": "Var[y_l] (Eq. 9)", "backward": "Var[dx_l] (Eq. 13)"}
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis.report.paper import CurveFigure
 from analysis.report.runs import Run
 from analysis.report.selection import Edition, choose
-from analysis.style import GREY, series
+from common.style import GREY, series
 
 TRAIN_IMAGES = 1_281_167  # of ImageNet
 

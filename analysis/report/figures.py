@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis.report.paper import FIG6_AT_ZERO, FIG7_COUNTS, SLOPES
 from analysis.report.read import QUANTILES
 from analysis.report.runs import Run
-from analysis.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, series
+from common.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, series
 
 PerClass = Sequence[dict[str, Any]]  # of a result file
 

@@ -29,8 +29,8 @@ from analysis.report.runs import Run
 from analysis.report.selection import Edition, choose, chosen_result, editions
 from analysis.report.summaries import architecture_table, curve_table, slope_table
 from analysis.report.tables import error_table
-from analysis.style import save_figure, styled
 from common.errors import refusing
+from common.style import save_figure, styled
 from configs.store import read_yaml
 from evaluation.pictures import draw_pictures
 

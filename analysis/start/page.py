@@ -9,8 +9,8 @@ from analysis.propagation.summary import span
 from analysis.start.plot import draw_remedies, draw_start
 from analysis.start.record import Record, read_records
 from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
-from analysis.style import save_figure, styled
 from common.errors import UserError, refusing
+from common.style import save_figure, styled
 
 _HEAD = """\
 # The first steps of training

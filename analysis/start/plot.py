@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.start.record import Record
 from analysis.start.remedies import REMEDIES
-from analysis.style import GREY, series
+from common.style import GREY, series
 
 _TOP = 50.0  # losses above it are drawn at it
 
