@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from common.errors import one_sentence
 from configs.schema import EvalConfig
 from configs.store import register, to_config
-from configs.validate import checkpoint_list, validate_eval
+from configs.validate import validate_eval
 from engine.distributed import World, open_world
 from engine.stopping import StopRequest
 from evaluation.checkpoint_scores import open_member
@@ -30,7 +30,7 @@ register()
 def evaluate(config: EvalConfig, world: World) -> None:
     """Evaluate every network, combine, print what was found, write the result file."""
     validate_eval(config)
-    paths = [Path(path) for path in checkpoint_list(config)]
+    paths = [Path(path) for path in config.checkpoints]
     out = result_path(config, paths)
     refuse_overwriting(config, out)
     parts = out.with_suffix(".parts")

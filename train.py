@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from common.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import register, to_config, to_dict
-from configs.validate import micro_batch, validate
+from configs.validate import validate
 from data.draws import subset
 from data.loading import OnEvent, centre_stream, training_stream
 from data.normalise import load_mean, warp_mean
@@ -50,7 +50,7 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
     whole = build_network(*parts, dropout=config.dropout, seed=config.seed)
     network = parallel.share_out(whole).to(world.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, config)
-    micro, compiled = micro_batch(config, world.size), config.compile
+    micro, compiled = config.images_at_once(world.size), config.compile
     connected = parallel.connect(network)
     step = TrainingStep(
         connected,
@@ -78,7 +78,7 @@ def main(raw: DictConfig) -> None:
         config = to_config(raw, TrainConfig)
         with open_world(config.device, config.timeout) as world:
             validate(config, world.size)
-            folder = Path(config.runs) / config.name
+            folder = config.folder
             trainer = build(config, world, folder)
             with open_run(folder, to_dict(config), world):
                 trainer.fit()

@@ -1,111 +1,169 @@
-"""Every configuration key once: its type, default, unit, and where the paper states it.
+"""Every configuration key, once: its type, default, meaning, unit, and place in the paper.
 
-The dataclasses own names and types, the yaml files next to this one own the values of the
-named choices (`model=C`, `act=prelu`, ...). Hydra refuses a key that is not listed here.
+All else follows from here: what Hydra accepts, the checks of choices, what a resumed run may
+change, how runs are compared with their experiments, `--help`, and the tables of keys in docs/. A
+new key is one line of this file. The yaml files beside it hold only the values of named choices
+(`model=C`, `act=prelu`, ...; here their keys are MISSING) and which of them are the default.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
+
+from configs.keys import Effect, key
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+_DEVICES = ("auto", "cpu", "cuda")
+_ON_ERROR = ("stop", "skip")
 
 
 @dataclass
 class StageConfig:
     """Convolutions of one map size, then a max-pool: one row of Table 1 or Table 3."""
 
-    filters: int = MISSING
-    convs: int = MISSING
-    kernel: int = 3
-    stride: int = 1  # of the first convolution
-    pad: list[int] = field(default_factory=lambda: [1])  # taken in turn, convolution by convolution
-    pool: int = 0  # side of the max-pool that ends the stage; 0: none
-    pool_stride: int = 2
+    filters: int = key(MISSING, "filters of each convolution")
+    convs: int = key(MISSING, "number of convolutions")
+    kernel: int = key(3, "side of the filters")
+    stride: int = key(1, "stride of the first convolution")
+    pad: list[int] = key([1], "padding, taken in turn, convolution by convolution")
+    pool: int = key(0, "side of the max-pool that ends the stage; 0: none")
+    pool_stride: int = key(2, "stride of that pool")
 
 
 @dataclass
 class ModelConfig:
-    """One architecture (Tables 1 and 3), and the training scale and length the paper gives it."""
+    """Architecture (Tables 1 and 3), and the training scale and length the paper gives it."""
 
-    name: str = MISSING
-    stages: list[StageConfig] = MISSING
-    extra_convs: int = 0  # spread over the stages of several layers, deepest first (Sec. 2.2)
-    spp: list[int] = MISSING  # pyramid levels: n stands for n x n bins
-    fc: list[int] = field(default_factory=lambda: [4096, 4096])  # widths of fc1 and fc2
-    # Factor of the images before conv1. Not in the paper, whose recipe diverges within ten steps
-    # (docs/choices.md, results/start); 1: the paper to the letter.
-    input_scale: float = 0.03125
-    scale: Any = MISSING  # default of data.scale
-    epochs: int = MISSING  # default of epochs
+    name: str = key(MISSING, "the architecture's name")
+    stages: list[StageConfig] = key(MISSING, "stages of convolutions, as in configs/model/*.yaml")
+    extra_convs: int = key(0, "more layers, spread from the deepest stage up (Sec. 2.2)", least=0)
+    spp: list[int] = key(MISSING, "pyramid levels: n stands for n x n bins ([11])")
+    fc: list[int] = key([4096, 4096], "widths of fc1 and fc2")
+    # Not in the paper, whose recipe diverges within ten steps (docs/choices.md, results/start).
+    input_scale: float = key(0.03125, "factor on pixel values before conv1; the paper's is 1")
+    scale: Any = key(MISSING, "default of data.scale")
+    epochs: int = key(MISSING, "default of epochs")
 
 
 @dataclass
 class ActConfig:
-    """The rectifier f(y) = max(0, y) + slope * min(0, y) of Eq. 1."""
+    """Rectifier: f(y) = max(0, y) + slope * min(0, y) (Eq. 1)."""
 
-    name: str = MISSING
-    slope: float = MISSING  # a: the start value where learned, else the fixed value
-    learned: bool = MISSING
-    shared: bool = False  # one slope for a whole layer instead of one for each channel
+    name: str = key(MISSING, "the rectifier's name")
+    slope: float = key(MISSING, "a of Eq. 1: initial where learned, else fixed")
+    learned: bool = key(MISSING, "whether the slope is learned")
+    shared: bool = key(False, "one slope for a whole layer instead of one for each channel")
 
 
 @dataclass
 class InitConfig:
-    """How weights start (Sec. 2.2); biases start at 0."""
+    """Initial weights (Sec. 2.2); biases start at 0."""
 
-    name: str = MISSING
-    rule: str = MISSING  # he (Eq. 14) | he_forward (Eq. 10) | xavier | gaussian
-    conv_std: float = 0.01  # rule gaussian only ([16])
-    fc_std: list[float] = field(default_factory=lambda: [0.01, 0.01, 0.001])  # fc1, fc2, fc3
+    name: str = key(MISSING, "the initialisation's name")
+    rule: str = key(
+        MISSING,
+        "of convolutions: Eq. 14 | Eq. 10 | variance 1/n | conv_std",
+        choices=("he", "he_forward", "xavier", "gaussian"),
+    )
+    conv_std: float = key(0.01, "std of convolutions, rule=gaussian only ([16])")
+    fc_std: list[float] = key([0.01, 0.01, 0.001], "std of fc1, fc2, fc3")
 
 
 @dataclass
 class DataConfig:
-    """A data set and the views that training and validation take of it (Sec. 3)."""
+    """Data set, and the views that training and validation take of it (Sec. 3)."""
 
-    name: str = MISSING
-    root: str = MISSING  # folder with train/<class>/* and val/<class>/*, or the official tars
-    num_classes: int | None = None  # None: as many as train/ has folders
-    crop: int = 224  # side of the training crop, pixels
-    scale: Any = "${model.scale}"  # shorter side in training: a number, or [low, high] inclusive
-    val_scale: int | None = None  # shorter side in validation; None: crop * 256 / 224
-    mean: str = "channel"  # channel, or a mean image (.npy) of scripts/prepare_imagenet.py
-    on_error: str = "stop"  # an unreadable image: stop, or skip (take the next one; an event)
+    name: str = key(MISSING, "the data set's name")
+    root: str = key(
+        MISSING,
+        "folder with train/<class>/* and val/<class>/*, or the official tars",
+        resumable=True,
+    )
+    num_classes: int | None = key(
+        None, "classes; null: as many as train/ has folders", least=1, effect=Effect.NONE
+    )
+    crop: int = key(224, "side of the training crop, pixels", least=1)
+    scale: Any = key("${model.scale}", "shorter side in training, pixels: a number or [low, high]")
+    val_scale: int | None = key(
+        None, "shorter side in validation, pixels; null: crop * 256 / 224", least=1
+    )
+    mean: str = key(
+        "channel",
+        "what is subtracted: channel, or a mean image (.npy) of prepare_imagenet.py",
+        resumable=True,  # the file may move: its content is compared
+        effect=Effect.NOTED,
+    )
+    on_error: str = key(
+        "stop",
+        "at an unreadable image: stop, or skip to the next one",
+        choices=_ON_ERROR,
+        resumable=True,
+    )
+
+    @property
+    def scale_range(self) -> tuple[int, int]:
+        """`scale` as (low, high), pixels, both included."""
+        low, high = self.scale if isinstance(self.scale, list) else (self.scale, self.scale)
+        return low, high
+
+    @property
+    def validation_scale(self) -> int:
+        """Shorter side in validation: 256 for a crop of 224, in proportion for other crops."""
+        return self.val_scale or round(self.crop * 256 / 224)
 
 
 @dataclass
 class LoaderConfig:
-    """Who decodes. Both loaders take the same draws and give the same batches."""
+    """Loader: who decodes. Both take the same draws and give the same batches."""
 
-    name: str = MISSING  # dali | torchvision
-    workers: int | None = None  # decoding threads (dali) or processes; None: the CPUs we may use
-    prefetch: int = 2  # batches decoded ahead (dali: in all; torchvision: by each worker)
-    device: str = "auto"  # dali only: auto | cpu | gpu
+    name: str = key(MISSING, "the loader's name", choices=("dali", "torchvision"), resumable=True)
+    workers: int | None = key(
+        None, "decoding threads (dali) or processes; null: as many as CPUs", resumable=True
+    )
+    prefetch: int = key(
+        2, "batches decoded ahead (torchvision: by each worker)", least=1, resumable=True
+    )
+    device: str = key("auto", "where dali decodes", choices=("auto", "cpu", "gpu"), resumable=True)
 
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate: 1e-2, 1e-3, 1e-4, switched when the error plateaus (Sec. 3)."""
+    """Learning rate: 1e-2, 1e-3, 1e-4, switched when the error plateaus (Sec. 3)."""
 
-    rule: str = "plateau"  # plateau | fixed
-    rates: list[float] = field(default_factory=lambda: [1e-2, 1e-3, 1e-4])
-    patience: int = 5  # plateau: epochs without a better validation top-1 error before a switch
-    min_improvement: float = 0.1  # plateau: what counts as better, points of top-1 error
-    switch_epochs: list[int] = field(default_factory=lambda: [30, 60])  # fixed: when
+    rule: str = key(
+        "plateau",
+        "when the rate switches: the error plateaus, or at fixed epochs",
+        choices=("plateau", "fixed"),
+        effect=Effect.NOTED,
+    )
+    rates: list[float] = key([1e-2, 1e-3, 1e-4], "learning rates, in order", effect=Effect.NOTED)
+    patience: int = key(
+        5, "plateau: epochs without improvement before a switch", least=1, effect=Effect.NOTED
+    )
+    min_improvement: float = key(
+        0.1, "plateau: what counts as improvement, points of top-1 error", effect=Effect.NOTED
+    )
+    switch_epochs: list[int] = key([30, 60], "fixed: epochs of the switches", effect=Effect.NOTED)
 
 
 @dataclass
 class CheckpointConfig:
-    """What is kept in runs/NAME/checkpoints besides last.pt and best.pt, and how it is written."""
+    """Checkpoints: what is kept in runs/NAME/checkpoints besides last.pt and best.pt."""
 
-    every_steps: int = 2000  # last.pt is also written this often inside an epoch; 0: epochs only
-    keep: int = 0  # also keep the last N epoch ends as epoch-EEE.pt
-    asynchronous: bool = True  # written beside training, from a copy in host memory
+    every_steps: int = key(
+        2000, "steps between saves in an epoch; 0: epoch ends only", resumable=True
+    )
+    keep: int = key(0, "also keep the last N epoch ends, as epoch-EEE.pt", resumable=True)
+    asynchronous: bool = key(
+        True, "write in the background, from a copy in host memory", resumable=True
+    )
 
 
 @dataclass
 class TrainConfig:
-    """Keys of train.py."""
+    """Training."""
 
     model: ModelConfig = MISSING
     act: ActConfig = MISSING
@@ -114,58 +172,116 @@ class TrainConfig:
     loader: LoaderConfig = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    experiment: Any = None  # a file of configs/experiment/: a row of a table, a curve of a figure
+    experiment: Any = key(
+        None, "a row of a table or a curve of a figure: configs/experiment/*.yaml"
+    )
 
-    name: str = "${model.name}-${act.name}-${init.name}-${data.name}-seed${seed}"
-    runs: str = "runs"  # folder of the run folders
-    seed: int = 0
-    epochs: int = "${model.epochs}"  # type: ignore[assignment]  # passes over the training set
-    max_steps: int | None = None  # stop after this many optimiser steps, if epochs end later
-    log_every: int = 50  # steps between metrics lines
-    batch_size: int = 128  # images a step, over all processes and accumulation rounds (Sec. 3)
-    micro_batch: int | None = None  # images at once on a device; None: the whole share
-    momentum: float = 0.9  # Sec. 3, Eq. 4
-    weight_decay: float = 5e-4  # Sec. 3; on weights, never on slopes (Sec. 2.1) or biases
-    dropout: float = 0.5  # on fc1 and fc2 (Sec. 3)
-    # Steps [first, last], counted from 1, that make no update: a way past a divergence. A resumed
-    # run may add some that are still to come.
-    skip_steps: list[list[int]] = field(default_factory=list)
-    val_subset: int | None = None  # validate on this many images, chosen once (Figs. 2, 3: 3000)
-    val_every: int | None = None  # also validate every so many steps, for curves; None: epochs only
-    precision: str = "bf16"  # fp32 | tf32 | bf16 | fp16
-    parallel: str = "ddp"  # ddp | hybrid: fc layers divided among the processes (Sec. 3, [15])
-    device: str = "auto"  # auto | cpu | cuda
-    timeout: int = 600  # seconds without progress of one of several processes: the job ends
-    compile: bool = False  # torch.compile the training step's forward and backward
+    name: str = key(
+        "${model.name}-${act.name}-${init.name}-${data.name}-seed${seed}",
+        "name of the run and of its folder",
+        effect=Effect.NONE,
+    )
+    runs: str = key("runs", "folder of the run folders", resumable=True)
+    seed: int = key(0, "seed of all random numbers", effect=Effect.NONE)
+    epochs: int = key("${model.epochs}", "passes over the training set", least=1)
+    max_steps: int | None = key(
+        None, "stop after so many steps, if epochs end later", least=1, resumable=True
+    )
+    log_every: int = key(50, "steps between lines of metrics.jsonl", least=1, resumable=True)
+    batch_size: int = key(128, "images a step, over all processes (Sec. 3)", least=1)
+    micro_batch: int | None = key(
+        None, "images at once on a device; null: the process's whole share", resumable=True
+    )
+    momentum: float = key(0.9, "mu of Eq. 4 (Sec. 3)")
+    weight_decay: float = key(5e-4, "of weights, never of slopes (Sec. 2.1) or biases (Sec. 3)")
+    dropout: float = key(0.5, "drop probability on fc1 and fc2 (Sec. 3)")
+    skip_steps: list[list[int]] = key(
+        [],
+        "spans [first, last] of steps, from 1, without an update: a way past a divergence",
+        resumable=True,  # spans of steps to come may be added
+        effect=Effect.NOTED,
+    )
+    val_subset: int | None = key(
+        None, "validate on so many images, chosen once (Figs. 2, 3: 3000); null: all", least=1
+    )
+    val_every: int | None = key(
+        None, "steps between validations within an epoch; null: none", least=1, resumable=True
+    )
+    precision: str = key(
+        "bf16",
+        "arithmetic; weights and updates are always fp32",
+        choices=PRECISIONS,
+        effect=Effect.NOTED,
+    )
+    parallel: str = key(
+        "ddp",
+        "hybrid: fc layers divided among the processes (Sec. 3, [15])",
+        choices=("ddp", "hybrid"),
+        resumable=True,
+    )
+    device: str = key("auto", "where training runs", choices=_DEVICES, resumable=True)
+    timeout: int = key(600, "seconds without progress after which the job ends", resumable=True)
+    compile: bool = key(False, "torch.compile the forward and backward pass", resumable=True)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs) / self.name
+
+    def images_at_once(self, num_processes: int) -> int:
+        """Images that a device takes at once."""
+        return self.micro_batch or self.batch_size // num_processes
 
 
 @dataclass
 class EvalDataConfig:
-    """Where eval.py reads images; what is None comes from the checkpoint's own configuration."""
+    """Data set; what is null comes from the checkpoint's own configuration."""
 
-    root: str | None = None
-    on_error: str = "stop"
+    root: str | None = key(None, "folder of the data set")
+    on_error: str = key("stop", "at an unreadable image: stop, or skip it", choices=_ON_ERROR)
 
 
 @dataclass
 class EvalConfig:
-    """Keys of eval.py (Sec. 3, testing)."""
+    """Testing (Sec. 3)."""
 
-    checkpoint: Any = MISSING  # a checkpoint, or a list: an ensemble (Table 7); .npz: predictions
-    weights: list[float] | None = None  # of the ensemble's members; None: alike
+    checkpoint: Any = key(
+        MISSING, "a checkpoint or predictions (.npz); a list: an ensemble (Table 7)"
+    )
+    weights: list[float] | None = key(None, "weights of an ensemble's networks; null: equal")
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     loader: LoaderConfig = MISSING
-    views: str = "centre"  # centre | ten | grid | sparse | dense
-    scales: list[int] | None = None  # shorter sides; None: the run's validation scale, [11]'s six
-    average: str = "probabilities"  # over views and scales: probabilities | logits
-    square: bool = False  # windows of the central square ([16]), not of the entire image ([11])
-    on_map: bool = False  # pool windows on the whole image's map ([11]) instead of cutting crops
-    split: str = "val"  # val | test: the unlabelled images, for a file to submit
-    images: Any = None  # files, or folders of them, to be named instead of a split
-    subset: int | None = None  # as val_subset of the run
-    batch_size: int = 8  # images of one size at once on a device
-    precision: str | None = None  # fp32 | tf32 | bf16 | fp16; None: as the run was trained
-    device: str = "auto"  # auto | cpu | cuda
-    timeout: int = 600  # as in training
-    save_predictions: str | None = None  # .npz for the combined probabilities (float16)
-    out: str | None = None  # result file; None: result-*.json in the run's folder
+    views: str = key(
+        "centre",
+        "views of an image, at each scale",
+        choices=("centre", "ten", "grid", "sparse", "dense"),
+    )
+    scales: list[int] | None = key(
+        None, "shorter sides, pixels; null: the run's validation scale (sparse: [11]'s six)"
+    )
+    average: str = key(
+        "probabilities",
+        "what is averaged over views and scales",
+        choices=("probabilities", "logits"),
+    )
+    square: bool = key(False, "views of the central square ([16]), not of the whole image ([11])")
+    on_map: bool = key(False, "views as windows of the whole image's map ([11]), not as crops")
+    split: str = key("val", "test: unlabelled images, for a submission", choices=("val", "test"))
+    images: Any = key(
+        None, "image files or folders, a list: name what they show, instead of a split"
+    )
+    subset: int | None = key(None, "test on so many images, chosen once; null: all", least=1)
+    batch_size: int = key(8, "images of one size at once on a device", least=1)
+    precision: str | None = key(
+        None, "arithmetic; null: as the run was trained", choices=PRECISIONS
+    )
+    device: str = key("auto", "where testing runs", choices=_DEVICES)
+    timeout: int = key(600, "seconds without progress after which the job ends")
+    save_predictions: str | None = key(None, "file (.npz) for the combined probabilities, float16")
+    out: str | None = key(None, "result file; null: result-*.json in the run's folder")
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The files that `checkpoint` names, one or several."""
+        files = self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
+        return [str(file) for file in files]

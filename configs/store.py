@@ -1,6 +1,7 @@
 """Compose the yaml files with the schema, and turn the result into plain objects."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, refusing
+from configs.keys import Effect, keys_of
 from configs.schema import EvalConfig, TrainConfig
 
 T = TypeVar("T")
+_TRAIN_KEYS = keys_of(TrainConfig)
 
 
 def register() -> None:
@@ -76,3 +79,33 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key of training whose value differs between two configurations."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a resumed run may change it; False for a key that the schema does not know."""
+        return self.key in _TRAIN_KEYS and _TRAIN_KEYS[self.key].resumable
+
+    @property
+    def effect(self) -> Effect:
+        """What it means for a run's place in the tables."""
+        return _TRAIN_KEYS[self.key].effect if self.key in _TRAIN_KEYS else Effect.OTHER
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    """The keys that differ between two configurations, as plain values, sorted by name."""
+    before, after = flatten(old), flatten(new)
+    keys = sorted(before.keys() | after.keys())
+    found = [Change(key, before.get(key), after.get(key)) for key in keys]
+    return [change for change in found if change.old != change.new]

@@ -9,7 +9,6 @@ import torch
 
 from common.errors import UserError
 from configs.schema import LoaderConfig, TrainConfig
-from configs.validate import scale_range, val_scale
 from data.draws import Draws, Ints, centre_batches, training_draws
 from data.sources.index import ImageIndex
 
@@ -83,7 +82,7 @@ def training_stream(
     config: TrainConfig, index: ImageIndex, share: slice, start: int, stop: int, on_event: OnEvent
 ) -> Generator[Batch]:
     """Rows `share` of the batches of steps start .. stop - 1, as Sec. 3 trains."""
-    data, scale = config.data, scale_range(config.data.scale)
+    data, scale = config.data, config.data.scale_range
     steps = (step for step in range(start, stop) if not skipping(step + 1, config.skip_steps))
     every = (training_draws(config.seed, s, config.batch_size, len(index), scale) for s in steps)
     mine = (draws.rows(share) for draws in every)
@@ -95,5 +94,5 @@ def centre_stream(
 ) -> Generator[Batch]:
     """Centre crops of the images `indices`, at the validation scale."""
     data = config.data
-    draws = centre_batches(indices, val_scale(data), batch_size)
+    draws = centre_batches(indices, data.validation_scale, batch_size)
     return load(index, draws, data.crop, config.loader, data.on_error, on_event)

@@ -9,29 +9,13 @@ from omegaconf import OmegaConf
 
 from common.errors import UserError, reason
 from common.files import lock, write_atomically
-from configs.store import flatten, read_yaml
+from configs.store import changes, read_yaml
 from engine.distributed import World
-
-# Keys that may change between the sessions of one run: they do not change what is computed, but
-# for rounding. Data set and mean image may move, their content is compared.
-FREE_KEYS = {
-    *("compile", "data.mean", "data.on_error", "data.root", "device", "log_every", "max_steps"),
-    *("micro_batch", "parallel", "runs", "skip_steps", "timeout", "val_every"),
-}
-FREE_GROUPS = ("loader.", "checkpoint.")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for every key whose change makes it another run."""
-    before, after = flatten(old), flatten(new)
-    keys = sorted(before.keys() | after.keys())
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in keys
-        if before.get(key) != after.get(key)
-        and key not in FREE_KEYS
-        and not key.startswith(FREE_GROUPS)
-    ]
+    return [str(change) for change in changes(old, new) if not change.resumable]
 
 
 def refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from configs.schema import EvalConfig, TrainConfig
 from configs.store import from_dict
-from configs.validate import require, val_scale
+from configs.validate import require
 from data.draws import subset
 from engine.checkpoint import load_checkpoint
 from engine.distributed import World
@@ -56,7 +56,7 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, stop: StopRequest, folde
     world = stop.world
     state = load_checkpoint(path)
     run = from_dict(state["config"], TrainConfig)
-    scales = config.scales or default_scales(config.views, run.data.crop, val_scale(run.data))
+    scales = config.scales or default_scales(config.views, run.data.crop, run.data.validation_scale)
     require(
         min(scales) >= run.data.crop,
         f"scale {min(scales)} is smaller than the views of {run.data.crop} pixels",
@@ -76,7 +76,7 @@ def evaluate_checkpoint(path: Path, config: EvalConfig, stop: StopRequest, folde
         if stop.agreed():
             raise Stopped(f"stopped by a signal at scale {scale}, saved in {folder}")
         found[scale] = parts.read()
-    weights = scale_weights(config.views, scales, run.data.crop, val_scale(run.data))
+    weights = scale_weights(config.views, scales, run.data.crop, run.data.validation_scale)
     scores = weighted_mean(list(found.values()), [float(weight) for weight in weights])
     if config.average == "logits":
         scores, found = _softmax(scores), {s: _softmax(part) for s, part in found.items()}
@@ -99,7 +99,7 @@ def _build_viewer(
         config.average,
         config.square,
         config.on_map,
-        full_scale(scales, val_scale(run.data)),
+        full_scale(scales, run.data.validation_scale),
     )
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 from common.errors import one_sentence
-from configs.validate import PRECISIONS
+from configs.schema import PRECISIONS
 from scripts.benchmarks.checkpoint import CheckpointLoad, checkpoint_rows, checkpoint_table
 from scripts.benchmarks.data import Load, measure_data, sample, table
 from scripts.benchmarks.dense import DenseLoad, dense_rows, dense_table

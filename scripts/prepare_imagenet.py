@@ -26,7 +26,7 @@ from common.errors import UserError, one_sentence, refusing
 from common.files import write_atomically
 from common.machine import num_cpus
 from configs.schema import DataConfig
-from configs.validate import require, val_scale
+from configs.validate import require
 from data.prepare.check import SPLITS, Report
 from data.prepare.check import check as run_checks
 from data.prepare.choose import subset_index, tar_index
@@ -96,7 +96,7 @@ def mean(arguments: argparse.Namespace) -> None:
     from data.prepare.mean_image import facts_of, statistics, table  # imports torch, in seconds
 
     crop, root = arguments.crop, arguments.root
-    scale = val_scale(DataConfig(crop=crop, val_scale=arguments.scale))
+    scale = DataConfig(crop=crop, val_scale=arguments.scale).validation_scale
     require(scale >= crop, f"--scale {scale} is smaller than --crop {crop}: no crop fits")
     out = arguments.out or Path("datasets") / f"mean-{root.resolve().name}-{crop}.npy"
     require(out.suffix == ".npy", f"--out {out} must end in .npy")

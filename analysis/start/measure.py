@@ -12,7 +12,6 @@ from analysis.start.curvature import bound, curvature
 from analysis.start.record import Case, Curvature, Layer, Probe, Record
 from analysis.start.remedies import REMEDIES, scale_weights
 from configs.schema import TrainConfig
-from configs.validate import micro_batch
 from data.loading import Batch
 from data.normalise import load_mean, network_input
 from engine.distributed import World
@@ -81,7 +80,7 @@ def _build(case: Case, config: TrainConfig, device: torch.device) -> tuple[Netwo
         build_optimizer(network, config),
         load_mean(config.data.mean).to(device),
         set_precision(config.precision, device),
-        micro_batch(config, 1),
+        config.images_at_once(1),
         gradient_norm=partial(parallel.gradient_norm, network),
     )
     if remedy.clip is not None:

@@ -14,7 +14,7 @@ from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
 from common.errors import UserError
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from configs.validate import one_of, scale_range, validate
+from configs.validate import one_of, validate
 from data.draws import training_batches
 from data.loading import load
 from data.sources.index import ImageIndex, scan_folder
@@ -96,7 +96,7 @@ def _case(
         num_classes=len(index.classes),
         num_images=len(index),
         crop=config.data.crop,
-        scale=list(scale_range(config.data.scale)),
+        scale=list(config.data.scale_range),
         batch_size=config.batch_size,
         precision=config.precision,
         rate=config.schedule.rates[0],

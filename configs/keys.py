@@ -1,0 +1,54 @@
+"""What the schema says of a key besides its type: help, choices, and who may change it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+
+class Effect(Enum):
+    """What another value than the experiment file's means for a run's place in the tables."""
+
+    NONE = "none"  # the same numbers up to rounding, or shown beside them (data set, seed, length)
+    NOTED = "noted"  # listed with a note
+    OTHER = "other"  # not listed: another experiment
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key."""
+
+    default: Any  # omegaconf's MISSING where a named choice (model=C) or the user gives the value
+    text: str
+    choices: tuple[str, ...]
+    least: int | None  # the smallest value that makes sense
+    resumable: bool  # a run may resume with another value
+    effect: Effect
+
+
+def key(
+    default: Any,
+    text: str,
+    *,
+    choices: Sequence[str] = (),
+    least: int | None = None,
+    resumable: bool = False,
+    effect: Effect | None = None,
+) -> Any:
+    """A field of a configuration's dataclass; what a resumed run may change has no effect."""
+    effect = effect or (Effect.NONE if resumable else Effect.OTHER)
+    metadata = {"key": Key(default, text, tuple(choices), least, resumable, effect)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def keys_of(kind: type, prefix: str = "") -> dict[str, Key]:
+    """All keys of a configuration class by their dotted names, in the schema's order."""
+    keys: dict[str, Key] = {}
+    for each in fields(kind):
+        if isinstance(each.type, type) and is_dataclass(each.type):
+            keys |= keys_of(each.type, f"{prefix}{each.name}.")
+        else:
+            keys[prefix + each.name] = each.metadata["key"]
+    return keys
