@@ -10,11 +10,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
+from configs.help import answer_help
+from configs.schema import EvalConfig
+
+if __name__ == "__main__":
+    answer_help(EvalConfig)  # before torch is loaded
+
 import hydra
 from omegaconf import DictConfig
 
 from common.errors import one_sentence
-from configs.schema import EvalConfig
 from configs.store import register, to_config
 from configs.validate import validate_eval
 from engine.distributed import World, open_world

@@ -1,6 +1,6 @@
 """Train one of the paper's networks: `python train.py model=C act=prelu init=he`.
 
-The same command again resumes. README.md shows the keys, configs/schema.py explains each.
+The same command again resumes. `python train.py --help` explains the keys.
 """
 
 import os
@@ -10,12 +10,17 @@ from pathlib import Path
 # Loader threads share the cores with torch's, which would spin at every barrier and starve both.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from configs.help import answer_help
+from configs.schema import TrainConfig
+
+if __name__ == "__main__":
+    answer_help(TrainConfig)  # before torch is loaded
+
 import hydra
 import torch
 from omegaconf import DictConfig
 
 from common.errors import one_sentence, refusing
-from configs.schema import TrainConfig
 from configs.store import register, to_config, to_dict
 from configs.validate import validate
 from data.draws import subset

@@ -34,7 +34,7 @@ class StageConfig:
 
 @dataclass
 class ModelConfig:
-    """Architecture (Tables 1 and 3), and the training scale and length the paper gives it."""
+    """Architecture (Tables 1 and 3), with the training scale and length the paper gives it."""
 
     name: str = key(MISSING, "the architecture's name")
     stages: list[StageConfig] = key(MISSING, "stages of convolutions, as in configs/model/*.yaml")
@@ -64,7 +64,7 @@ class InitConfig:
     name: str = key(MISSING, "the initialisation's name")
     rule: str = key(
         MISSING,
-        "of convolutions: Eq. 14 | Eq. 10 | variance 1/n | conv_std",
+        "std of convolutions: Eq. 14, Eq. 10, sqrt(1 / n), or conv_std",
         choices=("he", "he_forward", "xavier", "gaussian"),
     )
     conv_std: float = key(0.01, "std of convolutions, rule=gaussian only ([16])")
@@ -73,7 +73,7 @@ class InitConfig:
 
 @dataclass
 class DataConfig:
-    """Data set, and the views that training and validation take of it (Sec. 3)."""
+    """Data set, and its views in training and validation (Sec. 3)."""
 
     name: str = key(MISSING, "the data set's name")
     root: str = key(
@@ -116,7 +116,7 @@ class DataConfig:
 
 @dataclass
 class LoaderConfig:
-    """Loader: who decodes. Both take the same draws and give the same batches."""
+    """Loader: decodes and crops; both take the same draws and give the same batches."""
 
     name: str = key(MISSING, "the loader's name", choices=("dali", "torchvision"), resumable=True)
     workers: int | None = key(

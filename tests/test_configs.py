@@ -1,0 +1,89 @@
+"""What follows from the schema: help, tables of keys, and what a changed key means."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.help import PAGES, START, help_text, key_tables, with_tables
+from configs.keys import Effect, keys_of
+from configs.schema import DataConfig, EvalConfig, TrainConfig
+from configs.store import changes, to_dict
+from tests.conftest import ROOT, composed
+
+# Keys that do not change what is computed, but for rounding; data set and mean image may move.
+RESUMABLE = {
+    *("compile", "data.mean", "data.on_error", "data.root", "device", "log_every", "max_steps"),
+    *("micro_batch", "parallel", "runs", "skip_steps", "timeout", "val_every"),
+    *("loader.name", "loader.workers", "loader.prefetch", "loader.device"),
+    *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.asynchronous"),
+}
+NOTED = {
+    *("precision", "data.mean", "skip_steps", "schedule.rule", "schedule.rates"),
+    *("schedule.patience", "schedule.min_improvement", "schedule.switch_epochs"),
+}
+SHOWN_BESIDE = {"name", "seed", "data.num_classes"}
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, EvalConfig])
+def test_every_key_is_described_in_a_line_and_its_default_is_a_choice(kind: type) -> None:
+    for name, key in keys_of(kind).items():
+        assert 0 < len(key.text) <= 90, name
+        assert not key.choices or key.default in (None, "???", *key.choices), name
+
+
+def test_what_a_resumed_run_may_change_and_what_the_tables_note() -> None:
+    keys = keys_of(TrainConfig)
+    assert {name for name, key in keys.items() if key.resumable} == RESUMABLE
+    assert {name for name, key in keys.items() if key.effect is Effect.NOTED} == NOTED
+    unseen = {name for name, key in keys.items() if key.effect is Effect.NONE}
+    assert unseen == (RESUMABLE - NOTED) | SHOWN_BESIDE
+
+
+def test_changes_are_those_of_the_values() -> None:
+    old = to_dict(composed("data=synthetic"))
+    new = to_dict(composed("data=synthetic", "act=relu", "loader.workers=3", "seed=1"))
+    found = changes(old, new | {"gone": 1})
+    assert [change.key for change in found] == [
+        *("act.learned", "act.name", "act.slope", "gone", "loader.workers", "name", "seed")
+    ]
+    assert str(found[1]) == "act.name: prelu -> relu"
+    assert [change.key for change in found if change.resumable] == ["loader.workers"]
+    assert found[3].effect is Effect.OTHER
+
+
+def test_derived_values() -> None:
+    assert DataConfig(scale=300).scale_range == (300, 300)
+    assert DataConfig(scale=[256, 512]).scale_range == (256, 512)
+    assert [DataConfig(crop=crop).validation_scale for crop in (224, 112, 64)] == [256, 128, 73]
+    assert DataConfig(crop=224, val_scale=384).validation_scale == 384
+    config = composed("name=mine", "runs=/runs")
+    assert config.folder == Path("/runs/mine")
+    assert [config.images_at_once(n) for n in (1, 8)] == [128, 16]
+    assert EvalConfig(checkpoint="a.pt").checkpoints == ["a.pt"]
+
+
+@pytest.mark.parametrize(("program", "kind"), [("train.py", TrainConfig), ("eval.py", EvalConfig)])
+def test_help_shows_every_key_and_needs_no_torch(
+    program: str, kind: type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    assert not left.value.code
+    text = capsys.readouterr().out
+    assert text == help_text(kind) + "\n"
+    for name in keys_of(kind):
+        assert f" {name.removesuffix('.name')}=" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_of_the_docs_are_those_of_the_schema(page: str) -> None:
+    """After a change: `python -m configs.help`."""
+    text = (ROOT / page).read_text()
+    assert text == with_tables(text, PAGES[page])
+    page_with_markers = f"before\n{START}old\n<!-- /keys -->\nafter"
+    assert key_tables(PAGES[page]) in with_tables(page_with_markers, PAGES[page])
