@@ -1,6 +1,7 @@
-"""How every figure looks: colours that all eyes tell apart, also in print, and files that repeat.
+"""How every figure looks, and how it is saved: the same figure always gives the same bytes.
 
-Each series differs in colour, line and marker at once, so that it survives a black-and-white print.
+Series differ in colour, line and marker, so that colour-blind readers and black-and-white prints
+tell them apart.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from PIL import Image
 
 matplotlib.use("Agg")
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from common.errors import refusing
 
@@ -33,8 +36,8 @@ _SERIES = [
     (SKY, (0, (1, 1)), "X"),
 ]
 
-_STYLE: Any = {  # keys are literals to matplotlib's own types
-    "font.family": "DejaVu Sans",  # matplotlib's own: the same on every machine
+_STYLE: Any = {  # Any: matplotlib's types allow only literal keys
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same on every machine
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.grid": True,
@@ -47,37 +50,41 @@ _STYLE: Any = {  # keys are literals to matplotlib's own types
     "lines.markersize": 5,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 110,
-    "svg.hashsalt": "rectifiers",  # else identifiers are random
-    "svg.fonttype": "none",  # text stays text: a third of the size, and it can be searched
+    "svg.hashsalt": "rectifiers",  # without it, identifiers are random
+    "svg.fonttype": "none",  # text as text: searchable, and a third of the size
 }
 
 
-def series(place: int) -> dict[str, Any]:
-    """Colour, line and marker of the place-th series of a figure, for `plot`."""
-    colour, line, marker = _SERIES[place % len(_SERIES)]
+def series(index: int) -> dict[str, Any]:
+    """Colour, line and marker of a figure's series number `index`, as arguments of `plot`."""
+    colour, line, marker = _SERIES[index % len(_SERIES)]
     return {"color": colour, "linestyle": line, "marker": marker}
+
+
+def plain_log_ticks(axes: Axes) -> None:
+    """A logarithmic y axis whose ticks read 0.1, 1, 10, without minor ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Inside, figures made and saved have the project's style."""
+    """Figures made and saved inside the context have the project's style."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
-def save_figure(figure: Figure, folder: Path, name: str, *, colours: int | None = 256) -> None:
-    """Write NAME.png and NAME.svg, the same bytes for the same figure; call inside `styled`.
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write NAME.png and NAME.svg; call inside `styled`.
 
-    colours: of the PNG's palette, which makes it a third as large; None for photographs. Raises
-    UserError if the files cannot be written.
+    Raises UserError if the files cannot be written.
     """
-    # Neither the time nor matplotlib's version goes into the files.
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": None})
-    picture = Image.open(drawn).convert("RGB")
+    rendered = BytesIO()
+    figure.savefig(rendered, format="png", metadata={"Software": None})  # no version
     with refusing(OSError, what=f"cannot write {folder / name}"):
         folder.mkdir(parents=True, exist_ok=True)
-        (picture.quantize(colours) if colours else picture).save(
-            folder / f"{name}.png", optimize=True
-        )
+        # A palette makes the file a third as large.
+        image = Image.open(rendered).convert("RGB").quantize(256)
+        image.save(folder / f"{name}.png", optimize=True)
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})

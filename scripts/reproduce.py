@@ -3,16 +3,14 @@
 python scripts/reproduce.py table4 [--data /imagenet] [--dry-run] [--launcher local|torchrun|slurm]
 python scripts/reproduce.py fig3 --scaled --data FOLDER [--steps N] [--seeds 0 1 2]
 python scripts/reproduce.py all [--dry-run]
-python scripts/reproduce.py analysis [--models small14 small30] [--batch N] [--seeds N] [--json]
+python scripts/reproduce.py analysis [--models small14 small30] [--batch N] [--seeds N]
 python scripts/reproduce.py analysis --rewrite
 python scripts/reproduce.py start --data FOLDER [--models small14] [--steps 20] [-- KEY=VALUE ...]
 """
 
 import argparse
-import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,10 +19,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 import torch
 
-from analysis.propagation.claims import claims
-from analysis.propagation.report import rows, write_report
-from analysis.propagation.signals import read_signals, write_signals
-from analysis.propagation.study import Settings, evaluate, study
+from analysis.propagation.page import write_page
+from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
 from analysis.start.page import write_start_page
 from analysis.start.remedies import REMEDIES
 from analysis.start.study import Settings as StartSettings
@@ -35,22 +31,16 @@ from scripts.reproduction.tables import add_targets
 
 
 def analysis(options: argparse.Namespace) -> None:
-    """Signal propagation (Sec. 2.2): needs no data."""
-    settings = Settings(tuple(options.models), options.crop, options.batch, options.seeds)
+    """Signal propagation (Sec. 2.2); needs no data."""
+    models = tuple(dict.fromkeys(options.models))
+    settings = Settings(models, crop=options.crop, batch=options.batch, seeds=options.seeds)
     if options.rewrite:
         given = "--models, --crop, --batch, --seeds"
         require(settings == Settings(), f"--rewrite takes its settings from the file, not {given}")
     else:
-        write_signals(study(settings), options.out)
-    measured = read_signals(options.out)  # rounded: what is written now can be written again
-    results = evaluate(measured)
-    stated = claims(results, measured.settings)
-    write_report(results, measured, stated, options.out)
-    if options.json:
-        numbers = {"claims": [asdict(claim) for claim in stated], "rows": rows(results)}
-        print(json.dumps({**asdict(measured.settings), **numbers}))
-        return
-    for claim in stated:
+        write_signals(measure_all(settings), options.out)
+    # Read back, rounded, so that --rewrite gives the same page.
+    for claim in write_page(read_signals(options.out), options.out):
         paper = f"paper {claim.paper}, " if claim.paper else ""
         closed = f"closed form {claim.closed_form}, " if claim.closed_form else ""
         print(f"{claim.statement}: {paper}{closed}measured {claim.measured}")
@@ -69,7 +59,6 @@ def add_analysis(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--rewrite", action="store_true", help="measure nothing, write all from OUT/signals.json"
     )
-    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     parser.set_defaults(run=analysis)
 
 

@@ -3,10 +3,8 @@
 import shutil
 from pathlib import Path
 
-from analysis.propagation.claims import claims
-from analysis.propagation.report import texts
-from analysis.propagation.signals import read_signals
-from analysis.propagation.study import evaluate
+from analysis.propagation.page import texts
+from analysis.propagation.study import evaluate, read_signals
 from analysis.report.records import load
 from analysis.report.report import write_report
 from analysis.start.page import write_start_page
@@ -31,8 +29,7 @@ def assert_same(fresh: dict[str, bytes], folder: Path, command: str) -> None:
 
 def test_signal_propagation() -> None:
     study = read_signals(RESULTS / "analysis")
-    results = evaluate(study)
-    fresh = texts(results, study, claims(results, study.settings))
+    fresh = texts(evaluate(study), study)
     encoded = {name: text.encode() for name, text in fresh.items()}
     assert_same(encoded, RESULTS / "analysis", "analysis --rewrite")
 

@@ -1,7 +1,6 @@
 """Signal propagation: Eq. 9 and 13 against loops, the paper's numbers, and random networks."""
 
 import csv
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.propagation.claims import NOT_RUN, Claim, claims, inits_agree
-from analysis.propagation.report import write_report
-from analysis.propagation.signals import read_signals
+from analysis.propagation.measure import measure
+from analysis.propagation.page import NOT_RUN, Claim, claims, disagreement, write_page
 from analysis.propagation.study import (
     INITS,
     Results,
     Settings,
     Study,
     evaluate,
+    measure_all,
+    read_signals,
     standard_error,
-    study,
 )
 from analysis.propagation.theory import (
     Conv,
     borders,
     conv_table,
-    measure,
     pool_of_independent,
     pools,
     predict,
@@ -57,7 +55,7 @@ def plain(table: list[Conv]) -> list[tuple[int, int, int]]:
 @pytest.fixture(scope="module")
 def measured() -> Study:
     """All four rules on two small nets; crops so small that borders and rests of pools count."""
-    return study(Settings(("small14", "vgg_b"), crop=64, batch=1, seeds=2))
+    return measure_all(Settings(("small14", "vgg_b"), crop=64, batch=1, seeds=2))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ def test_without_borders_and_pools_networks_do_as_predicted(act: str, init: str)
     model = stack(narrow(kernel=1, pad=[0], convs=5))
     config = composed(f"act={act}", f"init={init}")
     table = conv_table(model)
-    signals = measure(model, config.act, config.init, 12, 1, range(60))
+    signals = measure(replace(config, model=model), crop=12, batch=1, seeds=range(60))
     stds = {"he": [2 / 128] * 5, "he_forward": [2 / 3, *[2 / 128] * 4]}
     shrink = 1 if act == "relu" else 1.0625
     variances = {name: np.array(values) / shrink for name, values in stds.items()}
@@ -133,7 +131,7 @@ def test_borders_and_pools_explain_what_networks_do(act: str) -> None:
     config = composed(f"act={act}")
     table = conv_table(model)
     variances = [2 / ((1 + config.act.slope**2) * conv.n_hat) for conv in table]
-    signals = measure(model, config.act, config.init, 9, 2, range(60))
+    signals = measure(replace(config, model=model), crop=9, batch=2, seeds=range(60))
     shares = borders(table, 9)
     known = pools(table, signals, shares, config.act.slope)
     theory = predict(table, np.sqrt(variances), config.act.slope)
@@ -151,7 +149,7 @@ def test_a_pool_of_independent_responses_does_as_order_statistics_say() -> None:
     model = stack(narrow(kernel=1, pad=[0], convs=1, pool=2), narrow(kernel=1, pad=[0], convs=1))
     config = composed("act=relu")
     table = conv_table(model)
-    signals = measure(model, config.act, config.init, 64, 2, range(4))
+    signals = measure(replace(config, model=model), crop=64, batch=2, seeds=range(4))
     found = pools(table, signals, borders(table, 64), 0.0)
     four = np.random.default_rng(0).standard_normal((400_000, 4)).max(axis=1)
     assert found.forward[:, 1] == pytest.approx(
@@ -176,7 +174,7 @@ def test_factors_of_a_pool_of_independent_responses(side: int, stride: int, slop
 
 
 def test_the_papers_statements(found: Results) -> None:
-    stated = {claim.statement: claim for claim in claims(found, Settings(("small14", "vgg_b")))}
+    stated = {claim.statement: claim for claim in claims(found)}
 
     def claim(*words: str) -> Claim:
         (one,) = [c for text, c in stated.items() if all(word in text for word in words)]
@@ -205,26 +203,29 @@ def test_the_papers_statements(found: Results) -> None:
 def test_measured_by_predicted_is_the_same_for_all_rules(found: Results) -> None:
     for model in ("small14", "vgg_b"):
         for act in ("relu", "prelu"):
-            assert 0 < inits_agree(found, model, act) < 5e-3
+            assert 0 < disagreement(found, model, act) < 5e-3
 
 
 def test_without_vgg_b_its_measurements_are_said_to_be_missing(found: Results) -> None:
     part = {key: result for key, result in found.items() if key[0] == "small14"}
-    stated = claims(part, Settings(("small14",)))
+    stated = claims(part)
     assert [claim.measured == NOT_RUN for claim in stated[:8]] == [False] * 4 + [True] * 3 + [False]
 
 
 def test_the_program_writes_a_whole_report(tmp_path: Path) -> None:
-    options = ["--models", "small14", "--crop", "64", "--batch", "1", "--seeds", "2", "--json"]
+    options = ["--models", "small14", "--crop", "64", "--batch", "1", "--seeds", "2"]
     done = run_program("scripts/reproduce.py", "analysis", *options, "--out", str(tmp_path / "new"))
-    printed = json.loads(done.stdout)
+    study = read_signals(tmp_path / "new")
+    for claim in claims(evaluate(study)):
+        assert f"{claim.statement}: " in done.stdout
+        assert f"measured {claim.measured}\n" in done.stdout
     with open(tmp_path / "new" / "propagation.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert len(table) == len(printed["rows"]) == 2 * 4 * 11
+    assert len(table) == 2 * 4 * 11
     assert table[1]["layer"] == "conv2_1"
-    for row, same in zip(table, printed["rows"], strict=True):
-        assert float(row["forward_measured"]) == same["forward_measured"] > 0
-        assert (row["backward_measured"] == "") == (same["l"] == 1)
+    for row in table:
+        assert float(row["forward_measured"]) > 0
+        assert (row["backward_measured"] == "") == (row["l"] == "1")
     with Image.open(tmp_path / "new" / "small14.png") as image:
         image.load()
         assert image.width > 800
@@ -233,14 +234,12 @@ def test_the_program_writes_a_whole_report(tmp_path: Path) -> None:
     texts = "".join("".join(node.itertext()) for node in svg.iter() if node.tag.endswith("text"))
     assert "He backward, Eq. 14" in texts
     page = (tmp_path / "new" / "README.md").read_text()
-    for name in ("propagation.csv", "propagation.md", "small14.png", "small14.svg"):
+    for name in ("propagation.csv", "small14.png", "small14.svg"):
         assert f"({name})" in page
         assert (tmp_path / "new" / name).exists()
     assert "--models small14 --crop 64 --batch 1 --seeds 2" in page
     assert "small30" not in page
-    study = read_signals(tmp_path / "new")
-    results = evaluate(study)
-    write_report(results, study, claims(results, study.settings), tmp_path / "again")
+    write_page(study, tmp_path / "again")
     for path in sorted((tmp_path / "again").iterdir()):
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
 
@@ -248,11 +247,10 @@ def test_the_program_writes_a_whole_report(tmp_path: Path) -> None:
 def test_the_same_study_gives_the_same_bytes(measured: Study, tmp_path: Path) -> None:
     small = {key: s for key, s in measured.signals.items() if key[0] == "small14"}
     part = Study(Settings(("small14",), 64, 1, 2), measured.torch, small)
-    results = evaluate(part)
     for name in "ab":
-        write_report(results, part, claims(results, part.settings), tmp_path / name)
+        write_page(part, tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(files) == 5
+    assert len(files) == 4
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.propagation.signals import read_signals
+from analysis.propagation.study import read_signals
 from common.errors import UserError
 
 

@@ -1,7 +1,8 @@
-"""Eq. 9 and 13 beside measurements, for every rule of initialisation, ReLU and PReLU."""
+"""Signal propagation for every initialisation, with ReLU and PReLU: measured, kept, evaluated."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 import configs
+from analysis.propagation.measure import measure
 from analysis.propagation.theory import (
     Conv,
     Curves,
@@ -16,7 +18,6 @@ from analysis.propagation.theory import (
     Signals,
     borders,
     conv_table,
-    measure,
     pools,
     predict,
 )
@@ -36,7 +37,11 @@ ACT_NAMES = {"relu": "ReLU", "prelu": "PReLU, a = 0.25"}
 ACTS, INITS = tuple(ACT_NAMES), tuple(INIT_NAMES)
 DIRECTIONS = ("forward", "backward")
 
-Key = tuple[str, str, str]  # model, act, init
+_FILE = "signals.json"
+_QUANTITIES = ("x", "y", "dx", "dy")
+_DIGITS = 7  # in the file: one more than any table shows
+
+Key = tuple[str, str, str]  # of a network: model, act, init
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,29 @@ class Settings:
     seeds: int = 20  # seeds 0, 1, ...: each draws weights, images and gradient
 
     def command(self) -> str:
-        """What to type to get the same again."""
+        """What to type to measure the same again."""
         models = " ".join(self.models)
         numbers = f"--crop {self.crop} --batch {self.batch} --seeds {self.seeds}"
         return f"python scripts/reproduce.py analysis --models {models} {numbers}"
 
-    def networks(self) -> list[Key]:
-        """Every network: each model with each rectifier and initialisation."""
-        return [(m, a, i) for m in dict.fromkeys(self.models) for a in ACTS for i in INITS]
+    def networks(self) -> dict[Key, TrainConfig]:
+        """Each model with each rectifier and initialisation.
+
+        Raises UserError for an unknown model.
+        """
+        return {
+            (model, act, init): compose_config(
+                [f"model={model}", f"act={act}", f"init={init}"], TrainConfig
+            )
+            for model in self.models
+            for act in ACTS
+            for init in INITS
+        }
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that was measured; tables, figures and pages follow from it."""
+    """Everything that was measured; the page, its table and its figures follow from it."""
 
     settings: Settings
     torch: str  # the version that measured
@@ -77,21 +92,20 @@ class Result:
     init: str
     slope: float
     table: list[Conv]
-    stds: list[float]  # of each layer's weights, as the project initialises them
+    stds: list[float]  # of each layer's weights
     predicted: Curves  # [L]
     measured: Curves  # [seeds, L]
     borders: Curves  # factors, [L]
     pools: Curves  # factors, [seeds, L]
-    rest: Curves = field(init=False)  # measured / (predicted * borders * pools), [seeds, L]
-
-    def __post_init__(self) -> None:
-        parts = (self.measured, self.predicted, self.borders, self.pools)
-        rest = [m[d] / (p[d] * b[d] * q[d]) for d in DIRECTIONS for m, p, b, q in [parts]]
-        object.__setattr__(self, "rest", Curves(*rest))
 
     def ratio(self, direction: str) -> Floats:
         """Measured / predicted, [seeds, L]."""
         return np.asarray(self.measured[direction] / self.predicted[direction])
+
+    def rest(self, direction: str) -> Floats:
+        """What borders and max-pools leave unexplained of the ratio, [seeds, L]."""
+        known = self.borders[direction] * self.pools[direction]
+        return np.asarray(self.ratio(direction) / known)
 
 
 Results = dict[Key, Result]
@@ -107,25 +121,21 @@ def spread(values: Floats) -> Floats:
 
     Products of many random factors spread evenly on a logarithmic scale.
     """
-    if len(values) < 2:
-        return np.full(values.shape[1], np.nan)
-    return np.asarray(np.exp(np.log(values).std(axis=0, ddof=1)))
+    return np.asarray(np.exp(_std(np.log(values))))
 
 
 def standard_error(values: Floats) -> Floats:
     """[seeds, L] -> [L]: of the arithmetic mean over seeds; nan for one seed."""
+    return np.asarray(_std(values) / np.sqrt(len(values)))
+
+
+def _std(values: Floats) -> Floats:
     if len(values) < 2:
         return np.full(values.shape[1], np.nan)
-    return np.asarray(values.std(axis=0, ddof=1) / np.sqrt(len(values)))
+    return np.asarray(values.std(axis=0, ddof=1))
 
 
-def with_spread(values: Floats, layer: int) -> str:
-    """One layer of [seeds, L] for a table: the geometric mean and, of several seeds, the spread."""
-    middle, factor = typical(values)[layer], spread(values)[layer]
-    return f"{middle:.3g}" if np.isnan(factor) else f"{middle:.3g} ×/÷ {factor:.2f}"
-
-
-def study(settings: Settings) -> Study:
+def measure_all(settings: Settings) -> Study:
     """Measure all networks; raises UserError for an unknown model or too small a crop."""
     for name in ("crop", "batch", "seeds"):
         if getattr(settings, name) < 1:
@@ -133,30 +143,21 @@ def study(settings: Settings) -> Study:
     known = sorted(path.stem for path in Path(configs.__file__).parent.glob("model/*.yaml"))
     for model in settings.models:
         one_of("--models", model, known)
-    composed = {key: network_config(key) for key in settings.networks()}
-    for config in composed.values():
+    networks = settings.networks()
+    for config in networks.values():
         _conv_stds(config, settings.crop)  # refuses before anything is measured
-    seeds, signals = range(settings.seeds), {}
-    with tqdm(total=len(composed) * settings.seeds, unit="pass", disable=None) as bar:
-        for key, config in composed.items():
+    signals = {}
+    with tqdm(total=len(networks) * settings.seeds, unit="pass", disable=None) as bar:
+        for key, config in networks.items():
             bar.set_description(" ".join(key))
-            crop, batch = settings.crop, settings.batch
             signals[key] = measure(
-                config.model, config.act, config.init, crop, batch, seeds, bar.update
+                config,
+                crop=settings.crop,
+                batch=settings.batch,
+                seeds=range(settings.seeds),
+                on_seed=bar.update,
             )
     return Study(settings, torch.__version__.split("+")[0], signals)
-
-
-def evaluate(measured: Study) -> Results:
-    """Each network's measurements beside Eq. 9 and 13, and the factors that these leave out."""
-    crop = measured.settings.crop
-    return {key: _result(network_config(key), crop, s) for key, s in measured.signals.items()}
-
-
-def network_config(key: Key) -> TrainConfig:
-    """The configuration of a network; raises UserError where a part of it is unknown."""
-    model, act, init = key
-    return compose_config([f"model={model}", f"act={act}", f"init={init}"], TrainConfig)
 
 
 def _conv_stds(config: TrainConfig, crop: int) -> list[float]:
@@ -165,18 +166,79 @@ def _conv_stds(config: TrainConfig, crop: int) -> list[float]:
     return [layer.std for layer in layers if layer.kind == "conv" and layer.std is not None]
 
 
-def _result(config: TrainConfig, crop: int, signals: Signals) -> Result:
-    table, stds = conv_table(config.model), _conv_stds(config, crop)
-    shares, slope = borders(table, crop), config.act.slope
-    return Result(
-        model=config.model.name,
-        act=config.act.name,
-        init=config.init.name,
-        slope=slope,
-        table=table,
-        stds=stds,
-        predicted=predict(table, stds, slope),
-        measured=signals.curves(),
-        borders=shares.curves(),
-        pools=pools(table, signals, shares, slope),
+def evaluate(study: Study) -> Results:
+    """Each network's measurements beside Eq. 9 and 13, and the factors that these leave out."""
+    crop, results = study.settings.crop, {}
+    for (model, act, init), config in study.settings.networks().items():
+        signals, slope = study.signals[model, act, init], config.act.slope
+        table, stds = conv_table(config.model), _conv_stds(config, crop)
+        edges = borders(table, crop)
+        results[model, act, init] = Result(
+            model=model,
+            act=act,
+            init=init,
+            slope=slope,
+            table=table,
+            stds=stds,
+            predicted=predict(table, stds, slope),
+            measured=signals.curves(),
+            borders=edges.curves(),
+            pools=pools(table, signals, edges, slope),
+        )
+    return results
+
+
+def write_signals(study: Study, folder: Path) -> None:
+    """Write signals.json, rounded to seven digits; raises UserError if it cannot be written."""
+    networks = [
+        {"model": model, "act": act, "init": init}
+        | {name: _rounded(getattr(signals, name)) for name in _QUANTITIES}
+        for (model, act, init), signals in study.signals.items()
+    ]
+    content = {"settings": asdict(study.settings), "torch": study.torch, "networks": networks}
+    with refusing(OSError, what=f"cannot write into {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _FILE).write_text(json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def _rounded(values: Floats) -> list[list[float | None]]:
+    """[seeds, L] as JSON has it: null for nan."""
+    return [
+        [None if np.isnan(value) else float(f"{value:.{_DIGITS}g}") for value in row]
+        for row in values
+    ]
+
+
+def read_signals(folder: Path) -> Study:
+    """The study of a folder; raises UserError if it is missing, damaged or of other networks."""
+    path = folder / _FILE
+    try:
+        content = json.loads(path.read_text())
+        models = tuple(content["settings"]["models"])
+        settings = Settings(**content["settings"] | {"models": models})
+        signals = {
+            (network["model"], network["act"], network["init"]): Signals(
+                **{name: np.array(network[name], dtype=np.float64) for name in _QUANTITIES}
+            )
+            for network in content["networks"]
+        }
+        study = Study(settings, content["torch"], signals)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is missing, damaged or of another version ({error})") from error
+    if not _complete(study):
+        raise UserError(f"{path} is not of the networks in configs/model/: measure them again")
+    return study
+
+
+def _complete(study: Study) -> bool:
+    """Whether every network of the settings is there, with a number for each of its layers."""
+    networks = study.settings.networks()
+    shapes = {
+        key: (study.settings.seeds, len(conv_table(config.model)))
+        for key, config in networks.items()
+    }
+    return list(study.signals) == list(networks) and all(
+        getattr(signals, name).shape == shapes[key]
+        for key, signals in study.signals.items()
+        for name in _QUANTITIES
     )

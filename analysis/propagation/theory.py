@@ -1,4 +1,4 @@
-"""Signal propagation (Sec. 2.2): variances by layer, in closed form (Eq. 9, 13) and measured.
+"""Signal propagation (Sec. 2.2) in closed form: variances by layer (Eq. 9, 13), borders and pools.
 
 Forward is Var[y_l], the output of convolution l before its rectifier, for an input of variance 1.
 Backward is Var[dx_l], the gradient at its input, for a gradient of variance 1 at x_{L+1}, the last
@@ -6,28 +6,25 @@ rectifier's output. As in the paper there is no dx_1, and the fc layers are left
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from models.network import IMAGE_CHANNELS, build_network, convs_per_stage
-
-if TYPE_CHECKING:
-    from configs.schema import ActConfig, InitConfig, ModelConfig
+from configs.schema import ModelConfig
+from models.network import IMAGE_CHANNELS, convs_per_stage
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution and the max-pool after it, as the architecture table has them."""
+    """A convolution and the max-pool after it."""
 
     name: str
     kernel: int
@@ -35,7 +32,7 @@ class Conv:
     filters: int  # d
     stride: int
     pad: int
-    pool: int  # side of the max-pool behind its rectifier; 0: none
+    pool: int  # side of the max-pool after its rectifier; 0: none
     pool_stride: int  # unused without a pool
 
     @property
@@ -75,17 +72,23 @@ class Signals:
         return Curves(self.y, self.dx)
 
 
-def conv_table(model: "ModelConfig") -> list[Conv]:
+def conv_table(model: ModelConfig) -> list[Conv]:
     """The convolutions of an architecture, in order."""
     table: list[Conv] = []
     channels = IMAGE_CHANNELS
     for s, (stage, count) in enumerate(zip(model.stages, convs_per_stage(model), strict=True), 1):
         for i in range(count):
-            name = f"conv{s}" if count == 1 else f"conv{s}_{i + 1}"
-            stride = stage.stride if i == 0 else 1
-            pool = stage.pool if i == count - 1 else 0
-            pad, step = stage.pad[i % len(stage.pad)], stage.pool_stride
-            table.append(Conv(name, stage.kernel, channels, stage.filters, stride, pad, pool, step))
+            conv = Conv(
+                name=f"conv{s}" if count == 1 else f"conv{s}_{i + 1}",
+                kernel=stage.kernel,
+                channels=channels,
+                filters=stage.filters,
+                stride=stage.stride if i == 0 else 1,
+                pad=stage.pad[i % len(stage.pad)],
+                pool=stage.pool if i == count - 1 else 0,
+                pool_stride=stage.pool_stride,
+            )
+            table.append(conv)
             channels = stage.filters
     return table
 
@@ -102,69 +105,60 @@ def predict(table: Sequence[Conv], stds: Sequence[float], slope: float) -> Curve
     """
     var_w: Floats = np.square(np.array(stds, dtype=np.float64))
     n, n_hat = np.array([conv.n for conv in table]), np.array([conv.n_hat for conv in table])
-    forward = _products(gain(slope) * n * var_w) / gain(slope)
-    backward = _products((gain(slope) * n_hat * var_w)[::-1])[::-1].copy()
-    backward[0] = np.nan
-    return Curves(forward, backward)
+    forward = np.asarray(np.cumprod(gain(slope) * n * var_w) / gain(slope), dtype=np.float64)
+    return Curves(forward, _from_above(gain(slope) * n_hat * var_w))
 
 
-def _products(factors: Floats) -> Floats:
-    """Along the last axis: of the first factor, the first two, ..."""
-    return np.asarray(np.cumprod(factors, axis=-1), dtype=np.float64)
+def _from_above(factors: Floats) -> Floats:
+    """Products of the factors of layers l .. L, [..., L]; nan for l = 1, which has no dx."""
+    products = np.cumprod(factors[..., ::-1], axis=-1)[..., ::-1].copy()
+    products[..., 0] = np.nan
+    return np.asarray(products, dtype=np.float64)
 
 
 def borders(table: Sequence[Conv], crop: int) -> Signals:
     """Factors by which borders change Eq. 9 and 13 for crop x crop images, as arrays [L].
 
     A window that reaches into the zero padding has fewer than n inputs, a position near the border
-    fewer than n_hat outputs. Averages over all positions of the exact recursion, with pools that
-    would only average. They are the same for every rule and slope.
+    fewer than n_hat outputs. The factors are means over all positions of the exact recursion, with
+    pools that only average. They are the same for every initialisation and slope.
     """
-    shares: dict[str, list[Tensor]] = {"x": [], "y": [], "dx": [], "dy": []}
-    share = torch.ones(1, 1, crop, crop, dtype=torch.float64)
+    x, y, dx, dy = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    factor = torch.ones(1, 1, crop, crop, dtype=torch.float64)
     for conv in table:
-        shares["x"].append(share)
-        share = F.conv2d(share, _box(conv.kernel, mean=True), None, conv.stride, conv.pad)
-        shares["y"].append(share)
+        x.append(factor)
+        factor = F.conv2d(factor, _mean_filter(conv.kernel), None, conv.stride, conv.pad)
+        y.append(factor)
         if conv.pool:
-            share = F.avg_pool2d(share, conv.pool, conv.pool_stride)
-    share = torch.ones_like(shares["y"][-1])
-    for i in reversed(range(len(table))):
-        conv, above = table[i], i + 1 < len(table)
-        if conv.pool and above:  # each position of a window gets what the pooled one has
-            box, shape = _box(conv.pool, mean=False), shares["y"][i].shape
-            share = conv2d_input(shape, box, share, conv.pool_stride)
-        shares["dy"].append(share)
-        box, shape = _box(conv.kernel, mean=True), shares["x"][i].shape
-        share = conv2d_input(shape, box, share, conv.stride, conv.pad)
-        shares["dx"].append(share if i else torch.tensor(torch.nan))
-    means = {name: [m.mean().item() for m in maps] for name, maps in shares.items()}
-    up, down = (means["x"], means["y"]), (means["dx"][::-1], means["dy"][::-1])
-    return Signals(*(np.array(values) for values in (*up, *down)))
+            factor = F.avg_pool2d(factor, conv.pool, conv.pool_stride)
+    factor = torch.ones_like(y[-1])
+    for i, conv in reversed(list(enumerate(table))):
+        if conv.pool and i + 1 < len(table):  # each position of a window gets the pooled gradient
+            window = conv.pool**2 * _mean_filter(conv.pool)
+            factor = conv2d_input(y[i].shape, window, factor, conv.pool_stride)
+        dy.insert(0, factor)
+        factor = conv2d_input(x[i].shape, _mean_filter(conv.kernel), factor, conv.stride, conv.pad)
+        dx.insert(0, factor if i else torch.tensor(torch.nan))
+    return Signals(*(np.array([m.mean().item() for m in maps]) for maps in (x, y, dx, dy)))
 
 
-def _box(side: int, *, mean: bool) -> Tensor:
-    box = torch.ones(1, 1, side, side, dtype=torch.float64)
-    return box / side**2 if mean else box
+def _mean_filter(side: int) -> Tensor:
+    return torch.full((1, 1, side, side), 1 / side**2, dtype=torch.float64)
 
 
-def pools(table: Sequence[Conv], signals: Signals, shares: Signals, slope: float) -> Curves:
+def pools(table: Sequence[Conv], signals: Signals, edges: Signals, slope: float) -> Curves:
     """Factors by which max-pools changed Eq. 9 and 13 up to each layer, measured: [seeds, L].
 
     Where a pool follows a rectifier, both together take the place of the factor 1/2 (1 + a^2).
-    shares: what borders make of the same step, so that it does not count twice.
+    edges: the factors of `borders` for the same step, which must not count twice.
     """
     pooled = np.array([conv.pool > 0 for conv in table[:-1]])
-    up_share, down_share = shares.x[1:] / shares.y[:-1], shares.dy[:-1] / shares.dx[1:]
-    up = signals.x[:, 1:] / signals.y[:, :-1] / up_share / gain(slope)
-    down = signals.dy[:, :-1] / signals.dx[:, 1:] / down_share / gain(slope)
-    up, down = np.where(pooled, up, 1), np.where(pooled, down, 1)
-    one = np.ones((len(up), 1))
-    forward = _products(np.hstack([one, up]))
-    # At dx_l count the pools above layer l: those behind layers l .. L-1.
-    backward = _products(np.hstack([down, one])[:, ::-1])[:, ::-1].copy()
-    backward[:, 0] = np.nan
-    return Curves(forward, backward)
+    up = signals.x[:, 1:] / signals.y[:, :-1] / (edges.x[1:] / edges.y[:-1]) / gain(slope)
+    down = signals.dy[:, :-1] / signals.dx[:, 1:] / (edges.dy[:-1] / edges.dx[1:]) / gain(slope)
+    ones = np.ones((len(up), 1))
+    forward = np.cumprod(np.hstack([ones, np.where(pooled, up, 1)]), axis=1)
+    # dx_l has passed the pools after layers l .. L-1.
+    return Curves(forward, _from_above(np.hstack([np.where(pooled, down, 1), ones])))
 
 
 def pool_of_independent(side: int, stride: int, slope: float) -> tuple[float, float]:
@@ -180,76 +174,6 @@ def pool_of_independent(side: int, stride: int, slope: float) -> tuple[float, fl
     density *= torch.special.ndtr(y) ** (count - 1)  # of the largest of `count` responses
     rectified = torch.where(y > 0, y, slope * y)
     mean_square = torch.trapezoid(density * rectified**2, y).item()
-    negative = 0.5**count  # all responses of the window
+    negative = 0.5**count  # probability that no response of the window is positive
     passed = 1 - negative + slope**2 * negative
     return mean_square / gain(slope), passed / stride**2 / gain(slope)
-
-
-def measure(
-    model: "ModelConfig",
-    act: "ActConfig",
-    init: "InitConfig",
-    crop: int,
-    batch: int,
-    seeds: Sequence[int],
-    on_seed: Callable[[], object] = lambda: None,
-) -> Signals:
-    """Run Gaussian images up, and a Gaussian gradient down, the network of each seed.
-
-    A seed's images [batch, 3, crop, crop], gradient and weights, up to their scale, are the same
-    for every act and init.
-    """
-    passes = []
-    for seed in seeds:
-        passes.append(_one_pass(_convolutions(model, act, init, seed), crop, batch, seed))
-        on_seed()
-    return Signals(*np.stack(passes, axis=1))
-
-
-def _convolutions(
-    model: "ModelConfig", act: "ActConfig", init: "InitConfig", seed: int
-) -> nn.Sequential:
-    """The trunk from conv1 to the last rectifier: images have variance 1, there is no last pool."""
-    trunk = build_network(replace(model, fc=[1, 1]), act, init, num_classes=1, seed=seed).trunk
-    assert isinstance(trunk, nn.Sequential)
-    convs = [i for i, layer in enumerate(trunk) if isinstance(layer, nn.Conv2d)]
-    layers = trunk[convs[0] : convs[-1] + 2].requires_grad_(False)
-    return cast("nn.Sequential", layers.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-
-
-def _one_pass(layers: nn.Sequential, crop: int, batch: int, seed: int) -> Floats:
-    """x, y, dx, dy of each convolution: [4, L]."""
-    # Not a number that seeds a layer's weights (models/init.py).
-    generator = torch.Generator().manual_seed((seed << 16) + 0xFFFF)
-    x = torch.randn(batch, IMAGE_CHANNELS, crop, crop, generator=generator)
-    x = x.to(memory_format=torch.channels_last)
-    num_convs = sum(isinstance(layer, nn.Conv2d) for layer in layers)
-    found = np.full((4, num_convs), np.nan)
-
-    def note(quantity: int, place: int) -> Callable[[Tensor], None]:
-        def hook(values: Tensor) -> None:
-            found[quantity, place] = _mean_square(values)
-
-        return hook
-
-    place = 0
-    for layer in layers:
-        y = layer(x)
-        if isinstance(layer, nn.Conv2d):
-            note(0, place)(x)
-            note(1, place)(y)
-            if place == 0:
-                y.requires_grad_()  # the graph begins here: there is no dx_1
-            else:
-                x.register_hook(note(2, place))
-            y.register_hook(note(3, place))
-            place += 1
-        x = y
-    x.backward(torch.randn(x.shape, generator=generator))
-    return found
-
-
-def _mean_square(values: Tensor) -> float:
-    """In float64: with std 0.01 the squares of 30 layers come near the end of float32's range."""
-    norm = torch.linalg.vector_norm(values.detach(), dtype=torch.float64)
-    return norm.item() ** 2 / values.numel()

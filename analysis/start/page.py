@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from analysis.propagation.summary import span
 from analysis.start.plot import draw_remedies, draw_start
 from analysis.start.record import Record, read_records
 from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
+from analysis.table import span
 from common.errors import UserError, refusing
 from common.style import save_figure, styled
 

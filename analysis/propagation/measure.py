@@ -1,0 +1,76 @@
+"""Signal propagation as measured: random images up, and a random gradient down, real networks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.propagation.theory import Floats, Signals
+from configs.schema import TrainConfig
+from models.network import IMAGE_CHANNELS, build_network
+
+
+def measure(
+    config: TrainConfig,
+    *,
+    crop: int,
+    batch: int,
+    seeds: Sequence[int],
+    on_seed: Callable[[], object] = lambda: None,
+) -> Signals:
+    """Mean squares at each convolution, [seeds, L].
+
+    Images [batch, 3, crop, crop] and the gradient behind the last rectifier are Gaussian noise of
+    variance 1. For one seed they are the same for every act and init, and so are the weights up to
+    their scale.
+    """
+    passes = []
+    for seed in seeds:
+        passes.append(_one_pass(convolutions(config, seed), crop, batch, seed))
+        on_seed()
+    return Signals(*np.stack(passes, axis=1))
+
+
+def convolutions(config: TrainConfig, seed: int) -> nn.Sequential:
+    """The trunk from conv1 to the last rectifier, without input scale and last pool."""
+    model = replace(config.model, fc=[1, 1])
+    trunk = build_network(model, config.act, config.init, num_classes=1, seed=seed).trunk
+    assert isinstance(trunk, nn.Sequential)
+    convs = [i for i, layer in enumerate(trunk) if isinstance(layer, nn.Conv2d)]
+    layers = trunk[convs[0] : convs[-1] + 2].requires_grad_(False)
+    return cast("nn.Sequential", layers.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+
+def _one_pass(layers: nn.Sequential, crop: int, batch: int, seed: int) -> Floats:
+    """Mean squares of x, y, dx, dy at each convolution: [4, L]."""
+    # Not a number that seeds a layer's weights (models/init.py).
+    generator = torch.Generator().manual_seed((seed << 16) + 0xFFFF)
+    x = torch.randn(batch, IMAGE_CHANNELS, crop, crop, generator=generator)
+    x = x.to(memory_format=torch.channels_last)
+    inputs, outputs = list[Tensor](), list[Tensor]()
+    for layer in layers:
+        y = layer(x)
+        if isinstance(layer, nn.Conv2d):
+            if inputs:
+                x.retain_grad()
+            else:
+                y.requires_grad_()  # the graph begins here: there is no dx_1
+            y.retain_grad()
+            inputs.append(x)
+            outputs.append(y)
+        x = y
+    x.backward(torch.randn(x.shape, generator=generator))
+    gradients = [x.grad for x in inputs], [y.grad for y in outputs]
+    rows: tuple[Sequence[Tensor | None], ...] = (inputs, outputs, *gradients)
+    return np.array([[_mean_square(values) for values in row] for row in rows])
+
+
+def _mean_square(values: Tensor | None) -> float:
+    """In float64: with std 0.01 the squares of 30 layers come near the end of float32's range."""
+    if values is None:
+        return float("nan")
+    norm = torch.linalg.vector_norm(values.detach(), dtype=torch.float64)
+    return norm.item() ** 2 / values.numel()
