@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 
@@ -41,6 +42,10 @@ def key(
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+free = partial(key, resumable=True)  # changes no result: any session of a run may choose
+noted = partial(key, effect=Effect.NOTED)
 
 
 def keys_of(kind: type, prefix: str = "") -> dict[str, Key]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from configs.keys import Effect, key
+from configs.keys import Effect, free, key, noted
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _DEVICES = ("auto", "cpu", "cuda")
@@ -64,7 +64,7 @@ class InitConfig:
     name: str = key(MISSING, "the initialisation's name")
     rule: str = key(
         MISSING,
-        "std of convolutions: Eq. 14, Eq. 10, sqrt(1 / n), or conv_std",
+        "std of convolutions: Eq. 14, Eq. 10, 1/n, or conv_std",
         choices=("he", "he_forward", "xavier", "gaussian"),
     )
     conv_std: float = key(0.01, "std of convolutions, rule=gaussian only ([16])")
@@ -76,30 +76,21 @@ class DataConfig:
     """Data set, and its views in training and validation (Sec. 3)."""
 
     name: str = key(MISSING, "the data set's name")
-    root: str = key(
-        MISSING,
-        "folder with train/<class>/* and val/<class>/*, or the official tars",
-        resumable=True,
-    )
+    root: str = free(MISSING, "folder with train/<class>/* and val/<class>/*, or the official tars")
     num_classes: int | None = key(
-        None, "classes; null: as many as train/ has folders", least=1, effect=Effect.NONE
+        None, "null: as many as folders in train/", least=1, effect=Effect.NONE
     )
     crop: int = key(224, "side of the training crop, pixels", least=1)
     scale: Any = key("${model.scale}", "shorter side in training, pixels: a number or [low, high]")
-    val_scale: int | None = key(
-        None, "shorter side in validation, pixels; null: crop * 256 / 224", least=1
-    )
+    val_scale: int | None = key(None, "the same in validation; null: crop * 256 / 224", least=1)
     mean: str = key(
         "channel",
         "what is subtracted: channel, or a mean image (.npy) of prepare_imagenet.py",
         resumable=True,  # the file may move: its content is compared
         effect=Effect.NOTED,
     )
-    on_error: str = key(
-        "stop",
-        "at an unreadable image: stop, or skip to the next one",
-        choices=_ON_ERROR,
-        resumable=True,
+    on_error: str = free(
+        "stop", "at an unreadable image: stop, or skip to the next one", choices=_ON_ERROR
     )
 
     @property
@@ -118,47 +109,34 @@ class DataConfig:
 class LoaderConfig:
     """Loader: decodes and crops; both take the same draws and give the same batches."""
 
-    name: str = key(MISSING, "the loader's name", choices=("dali", "torchvision"), resumable=True)
-    workers: int | None = key(
-        None, "decoding threads (dali) or processes; null: as many as CPUs", resumable=True
-    )
-    prefetch: int = key(
-        2, "batches decoded ahead (torchvision: by each worker)", least=1, resumable=True
-    )
-    device: str = key("auto", "where dali decodes", choices=("auto", "cpu", "gpu"), resumable=True)
+    name: str = free(MISSING, "the loader's name", choices=("dali", "torchvision"))
+    workers: int | None = free(None, "decoding threads (dali) or processes; null: as many as CPUs")
+    prefetch: int = free(2, "batches decoded ahead (torchvision: by each worker)", least=1)
+    device: str = free("auto", "where dali decodes", choices=("auto", "cpu", "gpu"))
 
 
 @dataclass
 class ScheduleConfig:
     """Learning rate: 1e-2, 1e-3, 1e-4, switched when the error plateaus (Sec. 3)."""
 
-    rule: str = key(
+    rule: str = noted(
         "plateau",
         "when the rate switches: the error plateaus, or at fixed epochs",
         choices=("plateau", "fixed"),
-        effect=Effect.NOTED,
     )
-    rates: list[float] = key([1e-2, 1e-3, 1e-4], "learning rates, in order", effect=Effect.NOTED)
-    patience: int = key(
-        5, "plateau: epochs without improvement before a switch", least=1, effect=Effect.NOTED
-    )
-    min_improvement: float = key(
-        0.1, "plateau: what counts as improvement, points of top-1 error", effect=Effect.NOTED
-    )
-    switch_epochs: list[int] = key([30, 60], "fixed: epochs of the switches", effect=Effect.NOTED)
+    rates: list[float] = noted([1e-2, 1e-3, 1e-4], "learning rates, in order")
+    patience: int = noted(5, "plateau: epochs without improvement before a switch", least=1)
+    min_improvement: float = noted(0.1, "plateau: least improvement, points of top-1 error")
+    switch_epochs: list[int] = noted([30, 60], "fixed: epochs of the switches")
 
 
 @dataclass
 class CheckpointConfig:
     """Checkpoints: what is kept in runs/NAME/checkpoints besides last.pt and best.pt."""
 
-    every_steps: int = key(
-        2000, "steps between saves in an epoch; 0: epoch ends only", resumable=True
-    )
-    keep: int = key(0, "also keep the last N epoch ends, as epoch-EEE.pt", resumable=True)
-    asynchronous: bool = key(
-        True, "write in the background, from a copy in host memory", resumable=True
-    )
+    every_steps: int = free(2000, "steps between saves in an epoch; 0: epoch ends only")
+    keep: int = free(0, "also keep the last N epoch ends, as epoch-EEE.pt")
+    asynchronous: bool = free(True, "write in the background, from a copy in host memory")
 
 
 @dataclass
@@ -172,26 +150,20 @@ class TrainConfig:
     loader: LoaderConfig = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    experiment: Any = key(
-        None, "a row of a table or a curve of a figure: configs/experiment/*.yaml"
-    )
+    experiment: Any = key(None, "a table's row or a figure's curve: configs/experiment/*.yaml")
 
     name: str = key(
         "${model.name}-${act.name}-${init.name}-${data.name}-seed${seed}",
         "name of the run and of its folder",
         effect=Effect.NONE,
     )
-    runs: str = key("runs", "folder of the run folders", resumable=True)
+    runs: str = free("runs", "folder of the run folders")
     seed: int = key(0, "seed of all random numbers", effect=Effect.NONE)
     epochs: int = key("${model.epochs}", "passes over the training set", least=1)
-    max_steps: int | None = key(
-        None, "stop after so many steps, if epochs end later", least=1, resumable=True
-    )
-    log_every: int = key(50, "steps between lines of metrics.jsonl", least=1, resumable=True)
+    max_steps: int | None = free(None, "stop after so many steps, if epochs end later", least=1)
+    log_every: int = free(50, "steps between lines of metrics.jsonl", least=1)
     batch_size: int = key(128, "images a step, over all processes (Sec. 3)", least=1)
-    micro_batch: int | None = key(
-        None, "images at once on a device; null: the process's whole share", resumable=True
-    )
+    micro_batch: int | None = free(None, "images at once on a device; null: its whole share")
     momentum: float = key(0.9, "mu of Eq. 4 (Sec. 3)")
     weight_decay: float = key(5e-4, "of weights, never of slopes (Sec. 2.1) or biases (Sec. 3)")
     dropout: float = key(0.5, "drop probability on fc1 and fc2 (Sec. 3)")
@@ -202,26 +174,18 @@ class TrainConfig:
         effect=Effect.NOTED,
     )
     val_subset: int | None = key(
-        None, "validate on so many images, chosen once (Figs. 2, 3: 3000); null: all", least=1
+        None, "images to validate on (Figs. 2, 3: 3000); null: all", least=1
     )
-    val_every: int | None = key(
-        None, "steps between validations within an epoch; null: none", least=1, resumable=True
-    )
-    precision: str = key(
-        "bf16",
-        "arithmetic; weights and updates are always fp32",
-        choices=PRECISIONS,
-        effect=Effect.NOTED,
-    )
-    parallel: str = key(
+    val_every: int | None = free(None, "steps between validations in an epoch; null: none", least=1)
+    precision: str = noted("bf16", "arithmetic; weights and updates stay fp32", choices=PRECISIONS)
+    parallel: str = free(
         "ddp",
         "hybrid: fc layers divided among the processes (Sec. 3, [15])",
         choices=("ddp", "hybrid"),
-        resumable=True,
     )
-    device: str = key("auto", "where training runs", choices=_DEVICES, resumable=True)
-    timeout: int = key(600, "seconds without progress after which the job ends", resumable=True)
-    compile: bool = key(False, "torch.compile the forward and backward pass", resumable=True)
+    device: str = free("auto", "where training runs", choices=_DEVICES)
+    timeout: int = free(600, "seconds without progress after which the job ends")
+    compile: bool = free(False, "torch.compile the forward and backward pass")
 
     @property
     def folder(self) -> Path:
@@ -245,9 +209,7 @@ class EvalDataConfig:
 class EvalConfig:
     """Testing (Sec. 3)."""
 
-    checkpoint: Any = key(
-        MISSING, "a checkpoint or predictions (.npz); a list: an ensemble (Table 7)"
-    )
+    checkpoint: Any = key(MISSING, "checkpoint, or predictions (.npz); a list: an ensemble")
     weights: list[float] | None = key(None, "weights of an ensemble's networks; null: equal")
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     loader: LoaderConfig = MISSING
@@ -259,22 +221,14 @@ class EvalConfig:
     scales: list[int] | None = key(
         None, "shorter sides, pixels; null: the run's validation scale (sparse: [11]'s six)"
     )
-    average: str = key(
-        "probabilities",
-        "what is averaged over views and scales",
-        choices=("probabilities", "logits"),
-    )
+    average: str = key("probabilities", "what is averaged", choices=("probabilities", "logits"))
     square: bool = key(False, "views of the central square ([16]), not of the whole image ([11])")
     on_map: bool = key(False, "views as windows of the whole image's map ([11]), not as crops")
     split: str = key("val", "test: unlabelled images, for a submission", choices=("val", "test"))
-    images: Any = key(
-        None, "image files or folders, a list: name what they show, instead of a split"
-    )
-    subset: int | None = key(None, "test on so many images, chosen once; null: all", least=1)
+    images: Any = key(None, "image files or folders to classify, instead of a split")
+    subset: int | None = key(None, "images to test on; null: all", least=1)
     batch_size: int = key(8, "images of one size at once on a device", least=1)
-    precision: str | None = key(
-        None, "arithmetic; null: as the run was trained", choices=PRECISIONS
-    )
+    precision: str | None = key(None, "arithmetic; null: the run's", choices=PRECISIONS)
     device: str = key("auto", "where testing runs", choices=_DEVICES)
     timeout: int = key(600, "seconds without progress after which the job ends")
     save_predictions: str | None = key(None, "file (.npz) for the combined probabilities, float16")
