@@ -35,6 +35,8 @@ TINY = [
     "data.scale=[72,96]",
     "precision=fp32",
     "batch_size=16",
+    "device=cpu",  # also on a machine with a GPU, which tests/test_gpu.py is for
+    "loader.device=cpu",
 ]
 
 SHORT = [*TINY, "epochs=2", "log_every=7", "checkpoint.every_steps=10"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -18,7 +19,7 @@ from tests.test_train import same_tensors
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 # Several jobs at once on a node, each on one of its two GPUs, which are not there: on the CPU.
-PART = ["--oversubscribe", "--gpus-per-node=1", "--cpus-per-gpu=4"]
+PART = ["--oversubscribe", "--gpus-per-node=1", "--cpus-per-gpu=4", "--mem=2G"]
 ONE = "--ntasks-per-node=1"
 
 
@@ -149,7 +150,7 @@ def test_a_cancelled_job_saves_and_does_not_come_back(
 def test_refusals_are_passed_on_and_do_not_come_back(
     cluster: Cluster, submit: Submit, tmp_path: Path
 ) -> None:
-    bad = submit("train.sbatch", "data=synthetic", "precision=fp31", options=PART)
+    bad = submit("train.sbatch", "device=cpu", "precision=fp31", options=PART)
     away = submit("train.sbatch", "data=synthetic", options=PART, where=tmp_path)
     for job, sentence in ((bad, "precision=fp31 is unknown"), (away, "call sbatch in the repo")):
         done = cluster.wait(job, is_state("FAILED", "COMPLETED"))
@@ -198,7 +199,7 @@ def test_eval_on_a_whole_node_writes_the_result(
     cluster: Cluster, submit: Submit, undisturbed: Path, tmp_path: Path
 ) -> None:
     best, out = undisturbed / "checkpoints" / "best.pt", tmp_path / "a folder" / "result.json"
-    arguments = [f"checkpoint={best}", "views=ten", "scales=[73,96]"]
+    arguments = [f"checkpoint={best}", "views=ten", "scales=[73,96]", "device=cpu"]
     job = submit("eval.sbatch", *arguments, f"out={out}", options=[])
     run_program("eval.py", *arguments, f"out={tmp_path}/alone.json")
     cluster.wait(job, is_state("COMPLETED"))
@@ -206,6 +207,32 @@ def test_eval_on_a_whole_node_writes_the_result(
     result, alone = (json.loads(path.read_text()) for path in (out, tmp_path / "alone.json"))
     assert result["combined"] == alone["combined"]
     assert result["scales"] == alone["scales"]
+
+
+SEES = """
+import os, sys, time
+from pathlib import Path
+print("sees", os.environ.get("CUDA_VISIBLE_DEVICES"), "of", os.environ["WORLD_SIZE"], sys.argv[1:])
+sys.stdout.flush()
+while not Path("go").exists():
+    time.sleep(0.1)
+"""
+
+
+def test_a_step_gets_the_gpus_of_its_job(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    (tmp_path / "train.py").write_text(SEES)
+    whole = submit("train.sbatch", "a=1", options=["--nodelist=n1"], where=tmp_path)
+    shared = [*PART, "--nodelist=n2"]
+    halves = [submit("train.sbatch", options=shared, where=tmp_path) for _ in range(2)]
+    for job, count in ((whole, 2), (halves[0], 1), (halves[1], 1)):
+        cluster.wait(job, lambda _, j=job, n=count: output(cluster, j).count("sees") == n)
+    assert output(cluster, whole).count("sees 0,1 of 2 ['device=cuda', 'a=1']") == 2
+    seen = [re.search(r"sees (\S+) of 1 \['device=cuda'\]", output(cluster, j)) for j in halves]
+    assert {match and match[1] for match in seen} == {"0", "1"}  # at the same time
+    (tmp_path / "go").touch()
+    for job in (whole, *halves):
+        cluster.wait(job, is_state("COMPLETED"))
 
 
 STUCK = """

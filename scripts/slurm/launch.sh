@@ -56,21 +56,28 @@ launch() {
 }
 
 # srun starts the processes itself: torchrun would turn every exit status into 1, and kill what has
-# not saved within 30 seconds of a signal.
+# not saved within 30 seconds of a signal. A step gets only the GPUs and the memory that srun asks
+# for, whatever the batch script sees. All processes of a node see all of its GPUs, as NCCL wants.
 start() {
-    local each=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+    local program=$1 each=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}} gpus=() device=()
+    if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
+        gpus=("--gpus-per-node=$SLURM_GPUS_ON_NODE")
+        device=(device=cuda) # never on the CPU where GPUs were given; a later device= wins
+    fi
+    # shellcheck disable=SC2153  # SLURM sets both
     local all=$((SLURM_JOB_NUM_NODES * each)) cpus=$((SLURM_CPUS_ON_NODE / each))
     export LOCAL_WORLD_SIZE=$each MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
     MASTER_ADDR=$(hostname) # of the job's first node, which has rank 0
     export MASTER_ADDR
     unset SLURM_CPUS_PER_GPU # --cpus-per-task excludes it
     say "$all processes on $SLURM_JOB_NODELIST, $cpus CPUs each: $*"
+    # --distribution: neighbours in rank share a node, whatever the site's default.
     # --wait: seconds for the others once one has ended: rank 0 may be writing, or hang.
     # shellcheck disable=SC2016  # variables of the processes
     srun --ntasks="$all" --ntasks-per-node="$each" --cpus-per-task=$((cpus > 0 ? cpus : 1)) \
-        --gpu-bind=none --kill-on-bad-exit=0 --wait=120 \
+        "${gpus[@]}" --mem=0 --distribution=block --kill-on-bad-exit=0 --wait=120 \
         bash -c 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
-            exec python "$@"' python "$@" &
+            exec python "$@"' python "$program" "${device[@]}" "${@:2}" &
     step=$!
     pass_on
 }
