@@ -11,7 +11,7 @@ from engine.precision import Precision
 from evaluation.dense import DenseHead, dense_head, dense_scores, window_size
 from evaluation.windows import Bin, PooledWindows, pyramid_bins
 from models.network import Network, build_network
-from scripts.benchmarks.dense import DenseLoad, dense_rows, dense_table
+from scripts.benchmarks.dense import DenseBenchmark
 from tests.conftest import composed, run_program
 
 CPU = torch.device("cpu")
@@ -242,10 +242,10 @@ def test_a_panorama_through_model_c_needs_less_than_four_gigabytes() -> None:
 
 
 def test_benchmark_rows() -> None:
-    keys = ("model.fc=[32,32]",)
-    load = DenseLoad("small14", scales=(128, 150), rounds=1, crop=112, device="cpu", overrides=keys)
-    rows = dense_rows(load)
-    assert [row["path"] for row in rows] == ["ours", "window_loop", "unfold"] * 2
-    assert [row["scale"] for row in rows] == [128] * 3 + [150] * 3
-    assert all(row["images_per_second"] > 0 and row["max_error"] < 1e-5 for row in rows)
-    assert len(dense_table(rows, load).splitlines()) == 3 + len(rows)
+    more = {"model": "small14", "crop": 112, "device": "cpu", "overrides": ("model.fc=[32,32]",)}
+    benchmark = DenseBenchmark(scales=(128, 150), rounds=1, **more)
+    rows = benchmark.measure()
+    assert [row.path for row in rows] == ["ours", "window_loop", "unfold"] * 2
+    assert [row.scale for row in rows] == [128] * 3 + [150] * 3
+    assert all(row.images_per_second > 0 and row.max_error < 1e-5 for row in rows)
+    assert len(benchmark.as_table(rows).splitlines()) == 3 + len(rows)

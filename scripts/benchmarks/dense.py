@@ -1,113 +1,100 @@
 """Images per second of dense testing: ours, a loop over windows, and windows cut out as a batch.
 
-All three share the trunk, both flips, and the resized images, 4:3. Weights are random: speed does
-not depend on them.
+All three see the same 4:3 images and their horizontal flips, through the same trunk. Weights are
+random: speed does not depend on them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from data.normalise import CHANNEL_MEAN, network_input
+from data.normalise import load_mean, network_input
 from engine.precision import Precision, set_precision
 from evaluation.dense import dense_head, dense_scores, window_size
 from models.network import Network, build_network
-from scripts.benchmarks.train import seconds_of
+from scripts.benchmarks.benchmark import (
+    NetworkBenchmark,
+    Row,
+    fastest,
+    option,
+    rounded,
+    seconds_of,
+)
 
-WAYS = {
-    "ours": "sliding maxima, windows gathered into matrix products",
-    "window_loop": "adaptive pooling and fc layers, window after window",
-    "unfold": "windows cut out by unfold, pooled and classified as a batch",
-}
+NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class DenseLoad:
-    """What is measured."""
+class DenseRow(Row):
+    """The speed of one way to test densely, at one scale."""
 
-    model: str = "A"
-    scales: tuple[int, ...] = (256, 384, 480)  # shorter sides, pixels
-    images: int = 1  # in a batch
-    rounds: int = 2
-    crop: int = 224
-    precision: str = "fp32"
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    model: str
+    scale: int  # shorter side, pixels
+    images_per_second: float
+    max_error: float  # the largest difference of a probability from window_loop's
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseBenchmark(NetworkBenchmark):
+    """Dense testing of whole images."""
+
+    paths: ClassVar = {
+        "ours": "sliding maxima, windows gathered into matrix products",
+        "window_loop": "adaptive pooling and fc layers, window after window",
+        "unfold": "windows cut out by unfold, pooled and classified as a batch",
+    }
+
+    scales: Sequence[int] = option((256, 384, 480), "shorter sides, pixels")
+    images: int = option(1, "images in a batch")
+    rounds: int = option(2, "measurements of each path; the best one counts")
     overrides: tuple[str, ...] = ()  # further keys of train.py, such as act=relu
 
+    def measure(self) -> list[DenseRow]:
+        """Three rows for each scale. Raises UserError for a precision the device cannot do."""
+        precision = set_precision(self.precision, torch.device(self.device))
+        paths = _paths(self._network(), self.crop, precision)
+        rows = []
+        for scale in self.scales:
+            shape = (self.images, scale, scale * 4 // 3, 3)
+            generator = torch.Generator().manual_seed(scale)
+            images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+            images = images.to(precision.device)
+            scores = {path: score(images) for path, score in paths.items()}  # also the warm-up
+            runs = {
+                path: partial(seconds_of, partial(score, images)) for path, score in paths.items()
+            }
+            for path, seconds in fastest(runs, self.rounds).items():
+                error = (scores[path] - scores["window_loop"]).abs().max().item()
+                speed = rounded(self.images / seconds, 3)
+                rows.append(DenseRow(path, self.model, scale, speed, rounded(error, 2)))
+        return rows
 
-def dense_rows(what: DenseLoad) -> list[dict[str, Any]]:
-    """Rows {path, scale, images_per_second, max_error}.
-
-    max_error: the largest difference of a probability from window_loop's. Raises UserError for a
-    precision that the device cannot do.
-    """
-    precision = set_precision(what.precision, torch.device(what.device))
-    network = _network(what, precision.device)
-    ways = _ways(network, what.crop, precision)
-    rows = []
-    for scale in what.scales:
-        shape = (what.images, scale, scale * 4 // 3, 3)
-        generator = torch.Generator().manual_seed(scale)
-        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-        images = images.to(precision.device)
-        scores = {path: way(images) for path, way in ways.items()}  # this is the warm-up as well
-        # In turn, and the best counts: other work on the machine only ever slows things down.
-        times = [
-            {path: seconds_of(partial(way, images)) for path, way in ways.items()}
-            for _ in range(what.rounds)
-        ]
-        for path in WAYS:
-            seconds = min(taken[path] for taken in times)
-            error = (scores[path] - scores["window_loop"]).abs().max().item()
-            rows.append(
-                {
-                    "path": path,
-                    "model": what.model,
-                    "scale": scale,
-                    "images_per_second": float(f"{what.images / seconds:.3g}"),
-                    "max_error": float(f"{error:.2g}"),
-                }
-            )
-    return rows
+    def _network(self) -> Network:
+        """With random weights, and logits whose std is 3: equal scores would hide errors."""
+        config = compose_config([f"model={self.model}", *self.overrides], TrainConfig)
+        network = build_network(config.model, config.act, config.init, NUM_CLASSES).eval()
+        network = network.to(self.device).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            images = torch.randint(256, (2, self.crop, self.crop, 3), dtype=torch.uint8)
+            logits = network(network_input(images.to(self.device), _mean(self.device)))
+            network.head.fc3.weight /= logits.std() / 3
+        return network
 
 
-def dense_table(rows: list[dict[str, Any]], what: DenseLoad) -> str:
-    """The rows for people."""
-    head = f"model {what.model}, {what.precision}, {what.device}, {what.images} image(s) at once"
-    lines = [f"{head}, all windows of both flips", ""]
-    lines.append(f"{'scale':>5}  {'path':12} {'images/s':>9} {'max error':>10}")
-    for row in rows:
-        numbers = f"{row['images_per_second']:9.3g} {row['max_error']:10.1e}"
-        lines.append(f"{row['scale']:5}  {row['path']:12} {numbers}  {WAYS[row['path']]}")
-    return "\n".join(lines)
+def _mean(device: torch.device | str) -> Tensor:
+    return load_mean("channel").to(device)
 
 
-def _network(what: DenseLoad, device: torch.device) -> Network:
-    """With random weights, and logits of deviation 3."""
-    config = compose_config([f"model={what.model}", *what.overrides], TrainConfig)
-    network = build_network(config.model, config.act, config.init, 1000).eval()
-    network = network.to(device).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        # Scores that were all but equal would hide errors.
-        images = torch.randint(256, (2, what.crop, what.crop, 3), dtype=torch.uint8).to(device)
-        network.head.fc3.weight /= network(network_input(images, _mean(device))).std() / 3
-    return network
-
-
-def _mean(device: torch.device) -> Tensor:
-    return torch.tensor(CHANNEL_MEAN, device=device).reshape(1, 1, 3)
-
-
-def _ways(
+def _paths(
     network: Network, crop: int, precision: Precision
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """How each path scores images [B, H, W, 3]: float32 [B, K]."""
+    """How each path scores images uint8 [B, H, W, 3]: float32 [B, K]."""
     dense = dense_head(network, crop, precision)
     mean, side = _mean(precision.device), window_size(network.trunk, crop)
 
@@ -116,8 +103,11 @@ def _ways(
 
     def loop(maps: Tensor) -> Tensor:
         rows, columns = maps.shape[2] - side + 1, maps.shape[3] - side + 1
-        places = [(y, x) for y in range(rows) for x in range(columns)]
-        scores = [classify(maps[:, :, y : y + side, x : x + side]) for y, x in places]
+        scores = [
+            classify(maps[:, :, y : y + side, x : x + side])
+            for y in range(rows)
+            for x in range(columns)
+        ]
         return torch.stack(scores).mean(0)
 
     def unfold(maps: Tensor) -> Tensor:

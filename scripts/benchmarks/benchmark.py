@@ -1,0 +1,114 @@
+"""What all benchmarks share: options from the command line, timing, and how rows are printed."""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+
+from configs.schema import PRECISIONS
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ArgumentTypeError("must be at least 1")
+    return number
+
+
+def option(default: Any, text: str, **how: Any) -> Any:
+    """A field that is an option on the command line; `how` as for add_argument."""
+    if isinstance(default, int | tuple) and not isinstance(default, bool):
+        how |= {"type": _positive, "nargs": "+" if isinstance(default, tuple) else None}
+    return field(default=default, metadata={"help": text, **how})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of results: one way to do the work; subclasses add the numbers."""
+
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(ABC):
+    """The options of a benchmark, and what it measures."""
+
+    paths: ClassVar[dict[str, str]]  # what each path of the rows is
+
+    rounds: int = option(3, "measurements of each path; the best one counts")
+
+    @abstractmethod
+    def measure(self) -> Sequence[Row]:
+        """Raises UserError for options that do not fit the machine."""
+
+    def as_json(self, rows: Sequence[Row]) -> str:
+        """The rows, and the part of the machine that did the work, as one JSON object."""
+        options = asdict(self)
+        machine = {name: options[name] for name in ("threads", "device") if name in options}
+        return json.dumps({**machine, "rows": [asdict(row) for row in rows]})
+
+    def as_table(self, rows: Sequence[Row]) -> str:
+        """The options, an empty line, the names of the columns, and a line for each row."""
+        options = ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value)
+        names = [each.name for each in fields(rows[0])]
+        lines = [names, *([str(value) for value in asdict(row).values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        about = ["", *(self.paths[row.path] for row in rows)]
+        text = [options, ""]
+        for (path, *numbers), words in zip(lines, about, strict=True):
+            padded = [n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True)]
+            text.append("  ".join([path.ljust(widths[0]), *padded, words]).rstrip())
+        return "\n".join(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkBenchmark(Benchmark):
+    """A benchmark of a network."""
+
+    model: str = option("A", "a file of configs/model/")
+    crop: int = option(224, "side of the training crop, pixels")
+    precision: str = option("fp32", "arithmetic", choices=PRECISIONS)
+    device: str = option(
+        "cuda" if torch.cuda.is_available() else "cpu", "where it runs", choices=["cpu", "cuda"]
+    )
+
+
+def add_options(parser: ArgumentParser, kind: type[Benchmark]) -> None:
+    """Add the options of a benchmark to its command."""
+    for each in fields(kind):
+        if each.metadata:
+            parser.add_argument(f"--{each.name}", default=each.default, **each.metadata)
+
+
+def now() -> float:
+    """Seconds, once the GPU has done all its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(run: Callable[[], object], count: int = 1) -> float:
+    """Seconds that `count` calls take, the GPU's work included."""
+    start = now()
+    for _ in range(count):
+        run()
+    return now() - start
+
+
+def fastest(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The least that each path returns in `rounds` rounds: its seconds.
+
+    Paths take turns, and the best round counts: other programs only ever slow a path down.
+    """
+    results = [{path: measure() for path, measure in paths.items()} for _ in range(rounds)]
+    return {path: min(result[path] for result in results) for path in paths}
+
+
+def rounded(number: float, digits: int) -> float:
+    """To so many significant digits."""
+    return float(f"{number:.{digits}g}")
