@@ -13,6 +13,13 @@ class UserError(Exception):
     prefix = "error: "
 
 
+class Stopped(UserError):
+    """A signal asked the program to stop. Its work is saved, and the same command continues it."""
+
+    status = 75  # EX_TEMPFAIL
+    prefix = ""
+
+
 def reason(error: BaseException) -> str:
     """Why it was raised, in the words of the operating system if it was its doing."""
     return str(getattr(error, "strerror", None) or error)

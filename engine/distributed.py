@@ -1,6 +1,8 @@
 """The processes of a job. One process is a world of size 1: the same calls, doing nothing."""
 
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UserError
 from configs.validate import validate_timeout
-from engine.rendezvous import own_store
 from engine.watchdog import Watch, Watchdog
 
 # The watchdog is what ends a collective in which a process hangs. One that only waits for slower
 # processes, such as those with more images to test, may last.
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
+_POLL_INTERVAL = 0.02  # seconds
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,40 @@ def open_world(device: str, timeout: int) -> Iterator[World]:
         if dist.is_initialized():
             dist.destroy_process_group()
         watch.close()
+
+
+def own_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+    """A part of the launcher's store to which no earlier start of the same job has written.
+
+    torchrun keeps its store when --max-restarts starts the processes again, with what the dead ones
+    left there (pytorch/pytorch#135712): addresses at which nobody listens any more.
+    TORCHELASTIC_RESTART_COUNT would tell the starts apart, but may differ from node to node. So
+    each process asks with a word of its own, which only a living process 0 can answer. Called once
+    by each process; raises UserError if one is not there within `timeout` seconds.
+    """
+    word = uuid.uuid4().hex
+    if rank == 0:
+        _answer(store, size, word, timeout)
+        return dist.PrefixStore(word, store)
+    store.set(f"asks/{rank}", word)
+    try:
+        store.wait([f"answer/{word}"], timedelta(seconds=timeout))
+    except dist.DistStoreError as error:
+        raise UserError(f"process 0 of {size} has not started within {timeout:.0f} s") from error
+    name = store.get(f"answer/{word}").decode()
+    store.set(f"here/{name}/{rank}", "")
+    return dist.PrefixStore(name, store)
+
+
+def _answer(store: dist.Store, size: int, name: str, timeout: float) -> None:
+    """Tell the name to all others, even where a process that is dead by now asked before them."""
+    missing, end = set(range(1, size)), time.monotonic() + timeout
+    while missing:
+        if time.monotonic() > end:
+            who = ", ".join(map(str, sorted(missing)[:8]))
+            raise UserError(f"process {who} of {size} has not started within {timeout:.0f} s")
+        for rank in sorted(missing):
+            if store.check([f"asks/{rank}"]):
+                store.set(f"answer/{store.get(f'asks/{rank}').decode()}", name)
+        missing -= {rank for rank in missing if store.check([f"here/{name}/{rank}"])}
+        time.sleep(_POLL_INTERVAL)

@@ -5,24 +5,13 @@ from types import FrameType
 
 import torch
 
-from common.errors import UserError
 from engine.distributed import World
 
 # What a scheduler or a person sends: SLURM's time limit (SIGTERM, or SIGUSR1 ahead of it), Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# Exit status of a run that was told to stop and has saved: the same command goes on (EX_TEMPFAIL).
-STOPPED = 75
-
 # Steps between the agreements of several processes: each makes the host wait for the device.
 _AGREE_EVERY = 10
-
-
-class Stopped(UserError):
-    """The program was told to stop, and what it did is saved."""
-
-    status = STOPPED
-    prefix = ""
 
 
 class StopRequest:

@@ -12,13 +12,18 @@ from typing import Any, NoReturn
 
 import torch
 
-from common.errors import UserError
+from common.errors import Stopped, UserError
 from configs.schema import TrainConfig
 from configs.store import to_dict
 from data.loading import Batch, OnEvent, skipping
 from data.sources.index import Dataset
-from engine.background_writer import open_writer
-from engine.checkpoint import load_latest, refuse_other_data, save_checkpoint, use_previous
+from engine.checkpoint import (
+    load_latest,
+    open_writer,
+    refuse_other_data,
+    save_checkpoint,
+    use_previous,
+)
 from engine.distributed import World
 from engine.divergence import (
     RECENT,
@@ -35,7 +40,7 @@ from engine.progress import Progress, ValErrors
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
-from engine.stopping import Stopped, StopRequest
+from engine.stopping import StopRequest
 from models.network import Network
 
 

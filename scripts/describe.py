@@ -18,7 +18,7 @@ from common.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
 from configs.validate import validate
-from engine.costs import cost_table, costs
+from engine.hybrid import cost_table, costs
 from models.describe import describe, table
 
 

@@ -13,12 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-from engine.background_writer import BackgroundWriter
-from engine.checkpoint import load_checkpoint
+from common.errors import Stopped, UserError
+from engine.checkpoint import BackgroundWriter, load_checkpoint
 from engine.distributed import World
 from engine.run_folder import open_run
-from engine.stopping import Stopped
 from engine.trainer import Trainer
 from tests.conftest import SHORT, composed, run_program
 from tests.test_train import same_tensors

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from common.errors import UserError
-from engine.rendezvous import own_store
+from engine.distributed import own_store
 from tests.conftest import free_port
 
 

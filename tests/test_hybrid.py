@@ -9,7 +9,7 @@ from conftest import TINY, checkpoint, metrics, run_program, torchrun
 
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from engine.costs import costs
+from engine.hybrid import costs
 from models.describe import describe
 
 
