@@ -1,0 +1,93 @@
+"""The page that scripts/gpu_day.sh ends with: its JSON files and runs as Markdown.
+
+`python -m scripts.benchmarks.gpu_page FOLDER` prints it.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.files import read_json_lines
+from common.machine import commit
+
+
+def machine() -> str:
+    """The GPU, its driver, and the versions that were measured."""
+    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+    except OSError:
+        driver = ""
+    versions = [f"torch {torch.__version__}", *([f"driver {driver}"] if driver else [])]
+    return f"{card}, {', '.join(versions)}, {date.today()}, commit {commit() or 'unknown'}"
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Rows with the same keys, as a Markdown table."""
+    yield "| " + " | ".join(rows[0]) + " |"
+    yield "|---" * len(rows[0]) + "|"
+    for row in rows:
+        yield "| " + " | ".join(str(value) for value in row.values()) + " |"
+
+
+def benchmarks(folder: Path) -> Iterator[str]:
+    """One table for each benchmark of the same kind."""
+    for kind in ("train", "dense", "data"):
+        rows = []
+        for path in sorted(folder.glob(f"{kind}*.json")):
+            compiled = {"compiled": "yes" if path.stem.endswith("-compiled") else ""}
+            extra = compiled if kind == "train" else {}
+            rows += [row | extra for row in json.loads(path.read_text())["rows"]]
+        if rows:
+            yield from ("", f"## benchmark.py {kind}", "", *table(rows))
+
+
+def losses(folder: Path) -> Iterator[str]:
+    """First, highest and last loss of each run."""
+    rows = []
+    for path in sorted(folder.glob("runs/*/metrics.jsonl")):
+        lines = [line for line in read_json_lines(path) if line["kind"] == "train"]
+        if lines:
+            values = [line["loss"] for line in lines]
+            rates = sorted(line["images_per_second"] for line in lines)
+            waits = sorted(line["data_wait"] for line in lines)
+            rows.append(
+                {
+                    "run": path.parent.name,
+                    "steps": lines[-1]["step"],
+                    "first loss": f"{values[0]:.3f}",
+                    "highest": f"{max(values):.3f}",
+                    "last": f"{values[-1]:.3f}",
+                    "images/s (median)": f"{rates[len(rates) // 2]:.0f}",
+                    "data wait (median)": f"{waits[len(waits) // 2]:.1%}",
+                }
+            )
+    if rows:
+        yield from ("", "## Runs", "", *table(rows))
+
+
+def parts(folder: Path) -> Iterator[str]:
+    """Which parts are done, and how the others ended."""
+    yield from ("", "## Parts", "")
+    for log in sorted(folder.glob("*.log")):
+        done = log.with_suffix(".done").exists()
+        last = log.read_text().strip().rpartition("\n")[2]
+        yield f"- {log.stem}: {'done' if done else 'not done'}: `{last[:200]}`"
+
+
+def main() -> None:
+    """Print the page of the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    lines = ["# A day on a GPU", "", machine(), *benchmarks(folder), *losses(folder)]
+    print("\n".join([*lines, *parts(folder)]))
+
+
+if __name__ == "__main__":
+    main()
