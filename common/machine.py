@@ -18,5 +18,13 @@ def commit() -> str | None:
 
 
 def num_cpus() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """This process's share of the CPUs, of those that it and its neighbours of a job may use.
+
+    torchrun lets every process use all of them; srun gives each its own, and says how many.
+    """
+    allowed, neighbours = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if given := os.environ.get("SLURM_CPUS_PER_TASK"):
+        return min(allowed, int(given))
+    if allowed * neighbours <= (os.cpu_count() or 1):  # each has its own already
+        return allowed
+    return max(1, allowed // neighbours)

@@ -1,0 +1,35 @@
+"""How many CPUs a process counts as its own."""
+
+import os
+
+import pytest
+
+from common.machine import num_cpus
+
+
+@pytest.mark.parametrize(
+    ("cpus", "allowed", "environment", "own"),
+    [
+        (128, 128, {}, 128),
+        (128, 6, {}, 6),
+        (128, 128, {"LOCAL_WORLD_SIZE": "8"}, 16),  # torchrun
+        (128, 64, {"LOCAL_WORLD_SIZE": "8"}, 8),  # in a part of a machine
+        (128, 12, {"LOCAL_WORLD_SIZE": "8"}, 12),  # bound, each to its own
+        (128, 64, {"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "16"}, 16),  # srun, not bound
+        (2, 2, {"LOCAL_WORLD_SIZE": "4"}, 1),
+    ],
+)
+def test_a_process_takes_its_share(
+    cpus: int,
+    allowed: int,
+    environment: dict[str, str],
+    own: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert num_cpus() == own
