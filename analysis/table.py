@@ -22,6 +22,8 @@ def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def span(values: Iterable[float], form: str) -> str:
     """The smallest and the largest value as `form` prints them, one number if they look alike."""
-    listed = list(values)
-    low, high = format(min(listed), form), format(max(listed), form)
+    ordered = sorted(values)
+    if not ordered:
+        return BLANK
+    low, high = format(ordered[0], form), format(ordered[-1], form)
     return low if low == high else f"{low} to {high}"

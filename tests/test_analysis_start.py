@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from analysis.start.curvature import bound, curvature
-from analysis.start.measure import _Sums, predicted_second
+from analysis.start.measure import _FeatureSums, predicted_second
 from analysis.start.record import read_records
 from analysis.start.remedies import REMEDIES, scale_weights
 from models.network import build_network
@@ -38,7 +38,7 @@ def test_descent_with_momentum_diverges_beyond_the_bound() -> None:
 def test_sums_over_rounds_are_those_of_naive_loops() -> None:
     features = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.5
     features[:, 2] = -1
-    sums = _Sums()
+    sums = _FeatureSums()
     for rows in (slice(0, 4), slice(4, 6)):
         sums.add(features[rows])
     rms, dead, common = sums.numbers()
@@ -61,7 +61,7 @@ def test_prediction_is_a_step_of_fc3_on_equal_features() -> None:
         fc3.weight -= 2.0 * fc3.weight.grad  # type: ignore[operator]
         loss = nn.functional.cross_entropy(fc3(features), second).item()
     kernel = (features[0] @ features[1]).item()
-    assert predicted_second(kernel, 2.0, first, second, 10) == pytest.approx(loss)
+    assert predicted_second(2.0 * kernel, first, second, 10) == pytest.approx(loss)
 
 
 def test_weights_are_scaled_by_the_factor_of_all_layers_together() -> None:

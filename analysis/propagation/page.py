@@ -328,8 +328,7 @@ def _pool_table(results: Results) -> str:
             factors = np.array([f for r in of_models for f in _pool_factors(r, side, stride)])
             expected = pool_of_independent(side, stride, of_models[0].slope)
             for i, (name, equal) in enumerate((("Var[y]", 1.0), ("Var[Δx]", 1 / stride**2))):
-                known = factors[~np.isnan(factors[:, i]), i]
-                measured = span(known, ".3g") if known.size else BLANK
+                measured = span(factors[~np.isnan(factors[:, i]), i], ".3g")
                 kind = [f"{side}x{side}, stride {stride}", ACT_NAMES[act], name]
                 rows.append([*kind, f"{expected[i]:.3g}", f"{equal:.3g}", measured])
     header = ["max-pool", "rectifier", "of", "independent responses", "equal responses", "measured"]

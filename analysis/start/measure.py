@@ -1,4 +1,4 @@
-"""Trains a network for its first steps, as train.py does, and looks into it."""
+"""Trains a network for its first steps, as train.py does, and measures every layer."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ from engine.precision import set_precision
 from engine.step import StepResult, TrainingStep
 from models.network import Network, build_network
 
-GIVEN_UP = 100.0  # a loss above it does not come back
-_PROBES = 20  # at most this many, after the first steps
+_LOST = 100.0  # a loss above it does not come back
+_NUM_PROBES = 20  # of the first steps, and about as many of the later ones
 _ITERATIONS = 6  # of power iteration
 
 
@@ -30,6 +30,7 @@ def measure(
     case: Case,
     config: TrainConfig,
     batches: Iterator[Batch],
+    *,
     steps: int,
     device: torch.device,
     curvature_images: int,
@@ -41,38 +42,45 @@ def measure(
     """
     remedy = REMEDIES[case.remedy]
     network, step = _build(case, config, device)
-    record, watch = Record(case, steps), _Watch(network)
-    previous = torch.empty(0)  # labels
+    record, probe = Record(case, steps), _NetworkProbe(network)
+    previous = torch.empty(0)  # labels of the step before
     for number, batch in enumerate(batches, 1):
-        rate = case.rate * remedy.share(number)
+        rate = case.rate * remedy.rate_factor(number)
         set_learning_rate(step.optimizer, rate)
         if number == 2 and record.probes:
-            k, labels = record.kernel(0), (previous, batch.labels)
-            record.second = predicted_second(k, record.rate(1), *labels, case.num_classes)
+            scale = record.rate(1) * record.kernel(0)
+            record.second = predicted_second(scale, previous, batch.labels, case.num_classes)
         previous = batch.labels
         if curvature_images and number in (1, 2, steps):
-            found = _curvature(network, step, batch, curvature_images)
-            highest = bound(rate, config.momentum)
-            record.curvature.append(Curvature(number, curvature_images, *found, highest))
-        probing = number <= _PROBES or number % -(-steps // _PROBES) == 0 or number == steps
-        result = watch.during(partial(step, batch)) if probing else step(batch)
+            along, largest = _curvature(network, step, batch, curvature_images)
+            limit = bound(rate, config.momentum)
+            record.curvature.append(Curvature(number, curvature_images, along, largest, limit))
+        every = -(-steps // _NUM_PROBES)
+        is_probed = number <= _NUM_PROBES or number % every == 0 or number == steps
+        result = probe.during(partial(step, batch)) if is_probed else step(batch)
         loss, norm = float(result.loss), float(result.gradient_norm)
         record.losses.append(loss)
         record.norms.append(norm)
         on_step(loss)
-        if not (math.isfinite(loss) and math.isfinite(norm)) or loss > GIVEN_UP:
+        if not (math.isfinite(loss) and math.isfinite(norm)) or loss > _LOST:
             break
-        if probing:
-            record.probes.append(Probe(number, watch.layers(remedy.kept(norm))))
+        if is_probed:
+            record.probes.append(Probe(number, probe.layers(remedy.clip_factor(norm))))
     return record
 
 
 def _build(case: Case, config: TrainConfig, device: torch.device) -> tuple[Network, TrainingStep]:
-    """The network and its step as train.py builds them, and the remedy's changes."""
+    """The network and its step as train.py builds them, with the remedy's changes."""
     remedy = REMEDIES[case.remedy]
-    parts = (config.model, config.act, config.init, case.num_classes)
-    network = build_network(*parts, dropout=config.dropout, seed=case.seed)
-    scale_weights(network, remedy.weights)
+    network = build_network(
+        config.model,
+        config.act,
+        config.init,
+        num_classes=case.num_classes,
+        dropout=config.dropout,
+        seed=case.seed,
+    )
+    scale_weights(network, remedy.weight_factor)
     network = network.to(device).to(memory_format=torch.channels_last)
     parallel = open_parallel("ddp", World(0, 1, device))
     step = TrainingStep(
@@ -84,25 +92,22 @@ def _build(case: Case, config: TrainConfig, device: torch.device) -> tuple[Netwo
         gradient_norm=partial(parallel.gradient_norm, network),
     )
     if remedy.clip is not None:
-        clip = partial(_clip, network, remedy.clip)
-        step.optimizer.register_step_pre_hook(lambda *_: clip())
+        step.optimizer.register_step_pre_hook(partial(_clip, network, remedy.clip))
     return network, step
 
 
-def _clip(network: Network, limit: float) -> None:
+def _clip(network: Network, limit: float, *_hook_arguments: object) -> None:
     nn.utils.clip_grad_norm_(network.parameters(), limit)
 
 
-def predicted_second(
-    k: float, rate: float, first: Tensor, second: Tensor, num_classes: int
-) -> float:
-    """Loss of the second batch if all images had the same features, of kernel k, and p were 1 / K.
+def predicted_second(scale: float, first: Tensor, second: Tensor, num_classes: int) -> float:
+    """Loss of the second batch if all images had the same features and p were 1 / K.
 
-    Step 1 then moves the logit of class c, for every image, by rate * k * (n_c / B - 1 / K), where
-    n_c of the first batch's B labels are c.
+    scale: rate * k. Step 1 then moves the logit of class c, for every image, by
+    rate * k * (n_c / B - 1 / K), where n_c of the first batch's B labels are c.
     """
     counts = torch.bincount(first, minlength=num_classes).double()
-    logits = rate * k * (counts / len(first) - 1 / num_classes)
+    logits = scale * (counts / len(first) - 1 / num_classes)
     return float(torch.logsumexp(logits, 0) - logits[second].mean())
 
 
@@ -121,72 +126,80 @@ def _curvature(
     )
 
 
-class _Sums:
-    """Of a layer's features over the rounds of a step."""
+class _FeatureSums:
+    """Sums over a layer's features, collected over the rounds of a step."""
 
     def __init__(self) -> None:
-        self.images, self.squares = 0, 0.0
+        self.num_images, self.squares = 0, 0.0
         self.total: Tensor | float = 0.0
         self.alive: Tensor | bool = False
 
     def add(self, features: Tensor) -> None:
         """features [B, C, ...]."""
         x = features.detach().float()
-        self.images += len(x)
+        self.num_images += len(x)
         self.squares += float(x.square().sum(dtype=torch.float64))
         self.total = self.total + x.sum(0)
         self.alive = self.alive | (x > 0).transpose(0, 1).flatten(1).any(1)
 
     def numbers(self) -> tuple[float, float, float]:
-        """(rms, share of dead units, share of energy common to all images)."""
+        """(rms, fraction of dead units, fraction of the energy common to all images)."""
         assert isinstance(self.total, Tensor)
         assert isinstance(self.alive, Tensor)
-        mean_square = self.squares / (self.images * self.total.numel())
-        # Of all pairs of two images: the mean of their products, over the mean square.
+        mean_square = self.squares / (self.num_images * self.total.numel())
+        # Over all pairs of two images: the mean of their products, over the mean square.
         products = float(self.total.square().sum(dtype=torch.float64)) - self.squares
-        common = products / max(1, self.images - 1) / max(self.squares, 1e-300)
+        common = products / max(1, self.num_images - 1) / max(self.squares, 1e-300)
         return mean_square**0.5, 1 - float(self.alive.float().mean()), common
 
 
-class _Watch:
-    """Looks at every weight layer of a network during a step."""
+class _NetworkProbe:
+    """Measures every weight layer of a network during a step."""
 
     def __init__(self, network: Network) -> None:
         self.weights: dict[str, nn.Parameter] = {}
-        self.sums: dict[str, _Sums] = {}
+        self.sums: dict[str, _FeatureSums] = {}
         self.before: dict[str, Tensor] = {}
-        self.on = False
+        self.is_on = False
         for path, module in network.named_modules():
             name = path.rsplit(".", 1)[-1]
             if isinstance(module, nn.Conv2d | nn.Linear):
                 assert isinstance(module.weight, nn.Parameter)
                 self.weights[name] = module.weight
             if name.startswith("rect") or name == "fc3":
-                in_trunk = path.startswith("trunk")
-                layer = name.replace("rect", "conv" if in_trunk else "fc")
-                module.register_forward_hook(partial(self._see, layer))
+                layer = name.replace("rect", "conv" if path.startswith("trunk") else "fc")
+                module.register_forward_hook(partial(self._hook, layer))
 
-    def _see(self, layer: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        if self.on:
+    def _hook(self, layer: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if self.is_on:
             self.sums[layer].add(output)
 
     def during(self, step: Callable[[], StepResult]) -> StepResult:
-        """Do the step and look."""
-        self.sums = {name: _Sums() for name in self.weights}
+        """Do the step, and measure."""
+        self.sums = {name: _FeatureSums() for name in self.weights}
         self.before = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.on = True
+        self.is_on = True
         try:
             return step()
         finally:
-            self.on = False
+            self.is_on = False
 
-    def layers(self, clipped: float) -> list[Layer]:
-        """What was seen; clipped: the factor by which the gradients have been scaled."""
-        found = []
+    def layers(self, clip_factor: float) -> list[Layer]:
+        """What was measured; clip_factor: by which the gradients have been scaled."""
+        layers = []
         for name, weight in self.weights.items():
             assert weight.grad is not None
             before = self.before[name]
-            norms = (before.norm(), weight.grad.norm() / clipped, (weight.detach() - before).norm())
-            numbers = [float(norm) for norm in norms]
-            found.append(Layer(name, *self.sums[name].numbers(), *numbers))
-        return found
+            rms, dead, common = self.sums[name].numbers()
+            layers.append(
+                Layer(
+                    name,
+                    rms=rms,
+                    dead=dead,
+                    common=common,
+                    weight=float(before.norm()),
+                    gradient=float(weight.grad.norm() / clip_factor),
+                    update=float((weight.detach() - before).norm()),
+                )
+            )
+        return layers

@@ -1,4 +1,4 @@
-"""The page of the first steps: what was measured, predicted, and made of it."""
+"""The page of the first steps: what was measured, what was predicted, and why."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean
 
 from analysis.start.plot import draw_remedies, draw_start
-from analysis.start.record import Record, read_records
+from analysis.start.record import Layer, Record, read_records
 from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
-from analysis.table import span
+from analysis.table import markdown_table, span
 from common.errors import UserError, refusing
 from common.style import save_figure, styled
 
@@ -17,33 +17,38 @@ _HEAD = """\
 
 Does the paper's recipe train? `python scripts/reproduce.py start --data FOLDER` trains networks for
 their first steps as `train.py` does, to the letter of the paper and with the project's default, and
-looks into them. This page is written from `records/`; nothing is typed. No number of it is an error
-on ImageNet.
+records what happens in each layer. This page is written from `records/`; no number is typed, and
+none is an error on ImageNet.
 
 ## What happens, and why
 
-fc3's gradient is the product of (p - y) and the features of fc2. These are large, as inputs keep
-their range of about [-128, 128], and much of their energy is the same for all images. So an image's
-update moves the logits of **all** images: by rate x k x (p - y) / B, where k is the mean product of
-two images' features of fc2. A batch of 128 holds few of 1,000 classes, and step 1 lifts the logits
-of these few for every image, by rate x k / 128 each time they occur. The second batch has other
-classes, and this alone predicts its loss ("predicted" below, from k and the labels, as if all
-images were alike and p = 1/K). The lift also concentrates the probabilities, which raises the
-curvature beyond 2 (1 + momentum) / rate, where momentum descent moves away from a minimum. Then
-training diverges, or features shrink until the rate suits them, and units die on the way.
+The gradient of fc3 is the product of (p - y) and the features of fc2. These features are large, as
+the inputs keep their range of about [-128, 128], and much of their energy is common to all images.
+So the update from one image moves the logits of **all** images: by rate x k x (p - y) / B, where k
+is the mean inner product of two images' features of fc2. A batch of 128 has few of the 1,000
+classes, and step 1 raises the logits of these few for every image, by rate x k / 128 for each
+occurrence. The second batch has other classes, and this alone predicts its loss ("predicted" below,
+from k and the labels, as if all images were alike and p = 1/K). Raising a few logits also
+concentrates the probabilities. That raises the curvature beyond 2 (1 + momentum) / rate, where
+descent with momentum moves away from a minimum. Then training diverges, or features shrink until
+the rate suits them, and units die on the way.
 
-The noise of labels settles in these common logits at a variance of rate x k / (2 (1 - momentum) B)
-("noise" below). Where it begins above 1, training diverges or brings it down, by smaller features;
-where a way of training makes the effective rate smaller, features stay larger. After some 100 steps
-the product is much the same for all ways that learn.
+The noise of the labels settles in these common logits at a variance of rate x k /
+(2 (1 - momentum) B) ("noise" below). Where it starts above 1, training diverges, or features shrink
+until it is lower; a recipe with a smaller effective rate leaves the features larger. After some 100
+steps the noise is much the same for all recipes that learn.
 
-The default divides the images by 32 before conv1. Biases begin at 0, and rectifiers and pools
-satisfy f(c x) = c f(x), so that all features begin 32 times smaller and k 1,024 times. The rate and
-the initialisation stay the paper's. `model.input_scale=1` is the paper to the letter.
+The default divides the images by 32 before conv1. Biases start at 0, and rectifiers and pools
+satisfy f(c x) = c f(x), so all features start 32 times smaller, and k starts 1,024 times smaller.
+The rate and the initialisation stay the paper's. `model.input_scale=1` is the paper to the letter.
 
-These images tell whether the start diverges, and what features do. They do not tell how well a
-network is after 80 epochs, and a class of them is easier to learn than one of ImageNet.
+These images show whether training diverges at the start, and what happens to the features. They do
+not show how good a network is after 80 epochs, and one of their classes is easier to learn than one
+of ImageNet.
 """
+
+Seeds = Sequence[Record]  # of one network and recipe
+Column = tuple[str, Callable[[Seeds], str]]  # of a table: its title, and a row's cell
 
 
 def write_start_page(folder: Path) -> Path:
@@ -54,11 +59,11 @@ def write_start_page(folder: Path) -> Path:
     records = read_records(folder / "records")
     if not records:
         raise UserError(f"there is no record in {folder / 'records'}")
-    parts = [_HEAD]
     with styled():
-        parts += [_section(group, folder) for group in _by(records, _setting)]
+        sections = [_section(group, folder) for group in _by(records, _setting)]
     with refusing(OSError, what=f"cannot write into {folder}"):
-        (folder / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
+        text = "\n\n".join(part.strip() for part in [_HEAD, *sections])
+        (folder / "README.md").write_text(text + "\n")
     return folder / "README.md"
 
 
@@ -75,156 +80,149 @@ def _by(records: Iterable[Record], key: Callable[[Record], object]) -> list[list
     return list(groups.values())
 
 
-def _section(records: Sequence[Record], folder: Path) -> str:
+def _section(records: Seeds, folder: Path) -> str:
     case = records[0].case
     low, high = case.scale
     scale = f"{low}" if low == high else f"{low} to {high}"
+    order = list(REMEDIES)
+    rows = _by(
+        sorted(records, key=lambda r: (*r.case.network, order.index(r.case.remedy))),
+        lambda r: (r.case.network, r.case.remedy),
+    )
     parts = [
         f"## {case.data}: crops of {case.crop} pixels at scale {scale}",
         f"{case.num_images:,} images of {case.num_classes:,} classes (ln K = "
         f"{math.log(case.num_classes):.3f}), shorter side {scale}, batches of {case.batch_size}, "
         f"{case.precision}.",
-        _losses(records),
-        _features(records),
-        _curvatures(records),
+        _table(_LOSSES, rows),
+        '"At the end": mean of the last ten steps of the runs that did not diverge.',
+        _table(_FEATURES, [own for row in rows if (own := _probed(row))]),
+        "Dead: channels of a convolution, or units of fc1 or fc2, that are positive nowhere in a "
+        "batch. The end is the last step before a run was stopped.",
+        *_curvatures(rows),
     ]
     for group in _by(records, lambda record: (record.case.model, record.case.init)):
         parts += _figures(group, folder)
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
 
 
-def _figures(records: Sequence[Record], folder: Path) -> list[str]:
-    """Of one model and initialisation: its first steps, and the ways compared."""
-    model, init, setting = (getattr(records[0].case, key) for key in ("model", "init", "setting"))
-    found = []
-    chosen = [[r for r in records if r.case.remedy == name] for name in (LETTER, DEFAULT)]
-    if all(chosen):
-        name = f"first-steps-{setting}-{model}-{init}"
-        save_figure(draw_start(chosen, f"{model}, {init}: the first steps"), folder, name)
-        found.append(f"![Loss and features of {model} over the first steps]({name}.png)")
-    for same in _by(records, lambda record: (record.case.act, record.case.seed)):
-        if len(same) > 2:
-            act, seed = same[0].case.act, same[0].case.seed
-            name = f"ways-{setting}-{model}-{act}-{init}-seed{seed}"
-            title = f"{model}, {act}, {init}, seed {seed}: ways to keep it from diverging"
-            order = sorted(same, key=lambda record: list(REMEDIES).index(record.case.remedy))
-            save_figure(draw_remedies(order, title), folder, name)
-            found.append(f"![{title}]({name}.png)")
-    return found
-
-
-def _rows(records: Sequence[Record]) -> list[list[Record]]:
-    """The seeds of each network and remedy, remedies of a network together."""
-    order = list(REMEDIES)
-    groups = _by(records, lambda r: (r.case.model, r.case.init, r.case.act, r.case.remedy))
-    return sorted(
-        groups,
-        key=lambda g: (
-            g[0].case.model,
-            g[0].case.init,
-            g[0].case.act,
-            order.index(g[0].case.remedy),
-        ),
-    )
-
-
-def _names(own: Sequence[Record]) -> list[str]:
+def _names(own: Seeds) -> list[str]:
     case = own[0].case
     return [f"{case.model}, {case.act}, {case.init}", REMEDIES[case.remedy].title]
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    rule = ["---", "---"] + ["--:"] * (len(head) - 2)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
+def _table(columns: Sequence[Column], rows: Iterable[Seeds]) -> str:
+    header = ["network", "recipe", *(title for title, _ in columns)]
+    body = [[*_names(own), *(cell(own) for _, cell in columns)] for own in rows]
+    return markdown_table(header, body, "ll").rstrip()
 
 
-def _losses(records: Sequence[Record]) -> str:
-    head = ["network", "way", "seeds", "steps", "diverged", "loss above ln K + 1"]
-    head += ["highest loss after step 1", "loss at the end", "step 2: predicted", "measured"]
-    body = []
-    for own in _rows(records):
-        limit = math.log(own[0].case.num_classes) + 1
-        ended = [r for r in own if not r.diverged]
-        last = [fmean(r.losses[-10:]) for r in ended]
-        pairs = [(r.second, r.losses[1]) for r in own if r.second is not None]
-        body.append(
-            [
-                *_names(own),
-                f"{len(own)}",
-                span([len(r.losses) for r in own], ".0f"),
-                f"{len(own) - len(ended)}",
-                f"{sum(not r.highest <= limit for r in own)}",
-                f"{max(r.highest for r in own):.3g}",
-                span(last, ".2f") if last else "–",
-                span([p for p, _ in pairs], ".1f") if pairs else "–",
-                span([m for _, m in pairs], ".1f") if pairs else "–",
-            ]
-        )
-    note = '"At the end": mean of the last ten steps of those that did not diverge.'
-    return f"{_table(head, body)}\n\n{note}"
+def _finished(own: Seeds) -> list[Record]:
+    return [record for record in own if not record.diverged]
 
 
-def _features(records: Sequence[Record]) -> str:
-    head = ["network", "way", "rms at the end / at step 1, all layers", "dead at step 1, fc1"]
-    head += ["at the end", "dead at step 1, worst layer", "at the end", "common energy, fc2"]
-    head += ["noise, step 1", "at the end"]
-    head += ["std of logits, step 1", "at the end", "gradient norm, step 1", "at the end"]
-    head += ["largest update / weights of a layer, step 1", "at the end"]
-    body = []
-    for own in _rows(records):
-        probed = [r for r in own if len(r.probes) > 1]
-        if not probed:
-            continue
-        changes = [
-            r.layer(name, -1).rms / r.layer(name, 0).rms for r in probed for name in r.features
-        ]
-        dead = [_percent([r.layer("fc1", place).dead for r in probed]) for place in (0, -1)] + [
-            _percent([max(r.layer(n, place).dead for n in r.features) for r in probed])
-            for place in (0, -1)
-        ]
-        body.append(
-            [
-                *_names(own),
-                span(changes, ".2f"),
-                *dead,
-                _percent([r.layer("fc2", 0).common for r in probed]),
-                *(span([r.noise(place) for r in probed], ".2g") for place in (0, -1)),
-                *(span([r.layer("fc3", place).rms for r in probed], ".2g") for place in (0, -1)),
-                *(span([r.norms[place] for r in probed], ".3g") for place in (0, -1)),
-                *(_largest_update(probed, place) for place in (0, -1)),
-            ]
-        )
-    note = (
-        "Dead: positive nowhere in a batch, channels of convolutions and units of fc1, fc2. The "
-        "end is the last step before a run was given up."
-    )
-    return f"{_table(head, body)}\n\n{note}"
+def _num_above_guessing(own: Seeds) -> str:
+    limit = math.log(own[0].case.num_classes) + 1
+    return f"{sum(not record.highest <= limit for record in own)}"
 
 
-def _largest_update(own: Sequence[Record], place: int) -> str:
+def _predicted(own: Seeds) -> list[tuple[float, float]]:
+    """Predicted and measured loss of step 2, where there is a prediction."""
+    return [(r.second, r.losses[1]) for r in own if r.second is not None]
+
+
+_LOSSES: list[Column] = [
+    ("seeds", lambda own: f"{len(own)}"),
+    ("steps", lambda own: span((len(r.losses) for r in own), ".0f")),
+    ("diverged", lambda own: f"{len(own) - len(_finished(own))}"),
+    ("loss above ln K + 1", _num_above_guessing),
+    ("highest loss after step 1", lambda own: f"{max(r.highest for r in own):.3g}"),
+    ("loss at the end", lambda own: span((fmean(r.losses[-10:]) for r in _finished(own)), ".2f")),
+    ("step 2: predicted", lambda own: span((loss for loss, _ in _predicted(own)), ".1f")),
+    ("measured", lambda own: span((loss for _, loss in _predicted(own)), ".1f")),
+]
+
+
+def _probed(own: Seeds) -> list[Record]:
+    return [record for record in own if len(record.probes) > 1]
+
+
+def _at_both_ends(title: str, cell: Callable[[Seeds, int], str]) -> list[Column]:
+    """A quantity at step 1 and at the end; `cell` gets the place among a record's probes."""
+    return [
+        (f"{title}, step 1", lambda own: cell(own, 0)),
+        ("at the end", lambda own: cell(own, -1)),
+    ]
+
+
+def _growth(own: Seeds) -> str:
+    return span((r.layer(n, -1).rms / r.layer(n, 0).rms for r in own for n in r.features), ".2f")
+
+
+def _logit_std(own: Seeds, place: int) -> str:
+    return span((record.layer("fc3", place).rms for record in own), ".2g")
+
+
+def _percent(values: Iterable[float]) -> str:
+    return f"{span((100 * value for value in values), '.0f')} %"
+
+
+def _largest_update(own: Seeds, place: int) -> str:
     """Norm of a step's update against that of the weights, with the layer where it is largest."""
-    layers = [layer for record in own for layer in record.probes[place].layers]
+    layers: list[Layer] = [layer for record in own for layer in record.probes[place].layers]
     layer = max(layers, key=lambda layer: layer.update / layer.weight)
     return f"{100 * layer.update / layer.weight:.2g} % ({layer.name})"
 
 
-def _curvatures(records: Sequence[Record]) -> str:
-    head = ["network", "way", "step", "along the gradient", "largest eigenvalue", "bound"]
-    body = []
-    for own in _rows(records):
-        for record in own:
-            for c in record.curvature:
-                numbers = [f"{n:,.3g}" for n in (c.along_gradient, c.largest, c.bound)]
-                body.append([*_names(own), f"{c.step}", *numbers])
-    if not body:
-        return ""
-    images = max(c.images for record in records for c in record.curvature)
-    note = (
-        f"Curvature of the loss before a step, of {images} images of its batch, and the bound "
-        "2 (1 + momentum) / rate of heavy-ball descent."
+_FEATURES: list[Column] = [
+    ("rms at the end / at step 1, all layers", _growth),
+    *_at_both_ends("dead in fc1", lambda own, i: _percent(r.layer("fc1", i).dead for r in own)),
+    *_at_both_ends(
+        "dead in the worst layer",
+        lambda own, i: _percent(max(r.layer(n, i).dead for n in r.features) for r in own),
+    ),
+    ("common energy, fc2", lambda own: _percent(r.layer("fc2", 0).common for r in own)),
+    *_at_both_ends("noise", lambda own, i: span((r.noise(i) for r in own), ".2g")),
+    *_at_both_ends(
+        "std of logits", lambda own, i: span((r.layer("fc3", i).rms for r in own), ".2g")
+    ),
+    *_at_both_ends("gradient norm", lambda own, i: span((r.norms[i] for r in own), ".3g")),
+    *_at_both_ends("largest update / weights of a layer", _largest_update),
+]
+
+
+def _curvatures(rows: Iterable[Seeds]) -> list[str]:
+    """The table of curvatures under its caption; nothing if none was measured."""
+    pairs = [(own, c) for own in rows for record in own for c in record.curvature]
+    if not pairs:
+        return []
+    header = ["network", "recipe", "step", "along the gradient", "largest eigenvalue", "bound"]
+    body = [
+        [*_names(own), f"{c.step}", *(f"{n:,.3g}" for n in (c.along_gradient, c.largest, c.bound))]
+        for own, c in pairs
+    ]
+    caption = (
+        f"Curvature of the loss before a step, for {max(c.images for _, c in pairs)} images of its "
+        "batch, and the bound 2 (1 + momentum) / rate of heavy-ball descent."
     )
-    return f"{note}\n\n{_table(head, body)}"
+    return [caption, markdown_table(header, body, "ll").rstrip()]
 
 
-def _percent(values: Sequence[float]) -> str:
-    return f"{span([100 * value for value in values], '.0f')} %"
+def _figures(records: Seeds, folder: Path) -> list[str]:
+    """Of one model and initialisation: its first steps, and recipes compared."""
+    model, init, setting = (getattr(records[0].case, key) for key in ("model", "init", "setting"))
+    images = []
+    columns = [[r for r in records if r.case.remedy == name] for name in (LETTER, DEFAULT)]
+    if all(columns):
+        name = f"first-steps-{setting}-{model}-{init}"
+        save_figure(draw_start(columns, f"{model}, {init}: the first steps"), folder, name)
+        images.append(f"![Loss and features of {model} over the first steps]({name}.png)")
+    for same in _by(records, lambda record: (record.case.act, record.case.seed)):
+        if len(same) > 2:
+            act, seed = same[0].case.act, same[0].case.seed
+            name = f"ways-{setting}-{model}-{act}-{init}-seed{seed}"
+            title = f"{model}, {act}, {init}, seed {seed}: recipes that may keep it from diverging"
+            same.sort(key=lambda record: list(REMEDIES).index(record.case.remedy))
+            save_figure(draw_remedies(same, title), folder, name)
+            images.append(f"![{title}]({name}.png)")
+    return images

@@ -1,4 +1,4 @@
-"""What the study of the first steps measures, as it is kept: one JSON file for each network."""
+"""What the study of the first steps measures, one JSON file for each network and recipe."""
 
 import json
 import math
@@ -17,7 +17,7 @@ class Case:
     model: str
     act: str
     init: str
-    remedy: str  # of analysis/start/remedies.py
+    remedy: str  # key of REMEDIES
     seed: int
     data: str  # name of the data set's folder
     num_classes: int
@@ -32,14 +32,20 @@ class Case:
     width: int = 4096  # units of fc2
 
     @property
+    def network(self) -> tuple[str, str, str]:
+        """Model, initialisation and rectifier."""
+        return self.model, self.init, self.act
+
+    @property
     def name(self) -> str:
-        """Of its file."""
-        parts = [self.model, self.act, self.init, self.remedy, self.setting, f"seed{self.seed}"]
-        return "-".join(parts)
+        """Of its file, without .json."""
+        return "-".join(
+            [self.model, self.act, self.init, self.remedy, self.setting, f"seed{self.seed}"]
+        )
 
     @property
     def setting(self) -> str:
-        """Images and keys, as file names have them."""
+        """Images and keys, for file names."""
         changed = [re.sub("[^A-Za-z0-9.]+", "-", key).strip("-") for key in self.overrides]
         return "-".join([self.data, *changed])
 
@@ -49,12 +55,12 @@ class Layer:
     """A layer at one step: its features of the batch, and its weights before the update."""
 
     name: str
-    rms: float  # root of the mean square of the features behind the rectifier; fc3: of the logits
-    dead: float  # part of the channels (fc: units) that are positive nowhere in the batch; 0 to 1
-    common: float  # part of the features' energy that all images share
-    weight: float  # Euclidean norms: of the weights,
-    gradient: float  # of their gradient before it is clipped,
-    update: float  # of what the step adds to them
+    rms: float  # root mean square of the features behind the rectifier; fc3: of the logits
+    dead: float  # fraction of the channels (fc: units) that are positive nowhere in the batch
+    common: float  # fraction of the features' energy that all images share
+    weight: float  # Euclidean norm of the weights
+    gradient: float  # Euclidean norm of their gradient, before clipping
+    update: float  # Euclidean norm of what the step adds to them
 
 
 @dataclass
@@ -67,7 +73,7 @@ class Probe:
 
 @dataclass
 class Curvature:
-    """Of the loss of some images of a batch, before a step."""
+    """Curvature of the loss on some images of a batch, before a step."""
 
     step: int
     images: int
@@ -78,19 +84,19 @@ class Curvature:
 
 @dataclass
 class Record:
-    """What a network did."""
+    """The first steps of a network."""
 
     case: Case
-    asked: int  # steps
+    asked: int  # steps to do
     losses: list[float] = field(default_factory=list)  # of each step; ends early where it diverges
     norms: list[float] = field(default_factory=list)  # of the whole gradient, before clipping
-    second: float | None = None  # loss of step 2 as measure.predicted_second has it
+    second: float | None = None  # loss of step 2, by measure.predicted_second
     probes: list[Probe] = field(default_factory=list)
     curvature: list[Curvature] = field(default_factory=list)
 
     @property
     def diverged(self) -> bool:
-        """Whether it was given up before its last step."""
+        """Whether it was stopped before its last step, as the loss does not come back."""
         return len(self.losses) < self.asked
 
     @property
@@ -104,25 +110,25 @@ class Record:
         return next(layer for layer in self.probes[probe].layers if layer.name == name)
 
     def rate(self, step: int) -> float:
-        """The rate of a step, from 1, times what clipping leaves of the gradient."""
+        """The learning rate of a step, from 1, times the factor by which clipping scales."""
         remedy = REMEDIES[self.case.remedy]
-        return self.case.rate * remedy.share(step) * remedy.kept(self.norms[step - 1])
+        return self.case.rate * remedy.rate_factor(step) * remedy.clip_factor(self.norms[step - 1])
 
     def kernel(self, probe: int) -> float:
-        """Mean product k of two images' features of fc2, the inputs of fc3; dropout leaves it.
+        """Mean inner product k of two images' features of fc2, which dropout does not change.
 
-        It is what fc3 makes of a step: an image's update moves another image's logits by the rate
-        times k times its own p - y, over the batch size.
+        The update from one image moves the logits of another by the rate times k times p - y of
+        the former, over the batch size.
         """
         fc2 = self.layer("fc2", probe)
         return fc2.common * fc2.rms**2 * self.case.width
 
     def noise(self, probe: int) -> float:
-        """Variance at which the noise of labels settles in the logits that all images share.
+        """Variance at which the noise of the labels settles in the logits that all images share.
 
-        One class of K has the curvature k p, and its gradient k (p - n/B) the variance k^2 p / B,
-        as n of a batch's B labels are of it; of SGD with momentum mu this makes
-        rate * k / (2 (1 - mu) B), whatever K is.
+        For one of K classes the curvature is k p, and its gradient k (p - n/B), where n of the B
+        labels of a batch are of the class, has the variance k^2 p / B. SGD with momentum mu then
+        settles at rate * k / (2 (1 - mu) B), whatever K is.
         """
         case, step = self.case, self.probes[probe].step
         return self.rate(step) * self.kernel(probe) / (2 * (1 - case.momentum) * case.batch_size)
@@ -134,7 +140,7 @@ class Record:
 
 
 def write_record(record: Record, folder: Path) -> None:
-    """Keep a record; raises UserError if it cannot be written."""
+    """Write a record; raises UserError if it cannot be written."""
     with refusing(OSError, what=f"cannot write into {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_rounded(asdict(record)), separators=(",", ":"))
@@ -150,16 +156,19 @@ def read_record(path: Path) -> Record:
     """One record; raises UserError if it is damaged or of another version."""
     try:
         values = json.loads(path.read_text())
-        probes = [Probe(p["step"], [Layer(**one) for one in p["layers"]]) for p in values["probes"]]
-        curvature = [Curvature(**one) for one in values["curvature"]]
-        parts = {"case": Case(**values["case"]), "probes": probes, "curvature": curvature}
-        return Record(**(values | parts))
+        values["case"] = Case(**values["case"])
+        values["probes"] = [
+            Probe(probe["step"], [Layer(**layer) for layer in probe["layers"]])
+            for probe in values["probes"]
+        ]
+        values["curvature"] = [Curvature(**numbers) for numbers in values["curvature"]]
+        return Record(**values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or of another version ({error})") from error
 
 
 def _rounded(value: object) -> object:
-    """Floats with five digits."""
+    """The value with all floats rounded to five digits."""
     if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Ways to keep the first steps from diverging, compared by the study on the same batches."""
+"""Recipes that may keep the first steps from diverging, compared on the same batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,22 +9,18 @@ from torch import nn
 LETTER, DEFAULT = "letter", "default"
 
 
-def _full_rate(_step: int) -> float:
-    return 1.0
-
-
 @dataclass(frozen=True)
 class Remedy:
-    """What is changed in the paper's recipe."""
+    """A change to the paper's recipe."""
 
     title: str
     overrides: list[str] = field(default_factory=list)  # keys of train.py
-    share: Callable[[int], float] = _full_rate  # of the rate, at step s = 1, 2, ...
-    weights: float = 1.0  # factor of all L weight layers together, c^(1/L) in each (Sec. 2.2)
+    rate_factor: Callable[[int], float] = lambda _step: 1.0  # of step 1, 2, ...
+    weight_factor: float = 1.0  # c of all L weight layers together, c^(1/L) in each (Sec. 2.2)
     clip: float | None = None  # largest norm of the whole gradient
 
-    def kept(self, norm: float) -> float:
-        """What clipping leaves of a gradient of this norm, as a factor."""
+    def clip_factor(self, norm: float) -> float:
+        """The factor by which clipping scales a gradient of this norm."""
         return 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
 
 
@@ -35,8 +31,8 @@ REMEDIES = {
     DEFAULT: Remedy("inputs divided by 32 (default)"),
     "inputs8": Remedy("inputs divided by 8", ["model.input_scale=0.125"]),
     "inputs128": Remedy("inputs divided by 128", ["model.input_scale=0.0078125"]),
-    "factor": Remedy("all weights times (1/128)^(1/L)", _OFF, weights=1 / 128),
-    "factor8": Remedy("all weights times (1/8)^(1/L)", _OFF, weights=1 / 8),
+    "factor": Remedy("all weights times (1/128)^(1/L)", _OFF, weight_factor=1 / 128),
+    "factor8": Remedy("all weights times (1/8)^(1/L)", _OFF, weight_factor=1 / 8),
     "fc_std": Remedy("half the std of fc1 and fc2", [*_OFF, "init.fc_std=[0.005,0.005,0.001]"]),
     "warmup": Remedy("rate warmed up over 100 steps", _OFF, lambda s: min(1.0, s / 100)),
     "low": Remedy("a tenth of the rate for 100 steps", _OFF, lambda s: 0.1 if s <= 100 else 1.0),

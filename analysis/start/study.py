@@ -1,8 +1,9 @@
-"""The first steps of networks, on images of any folder: what is missing is measured, then told."""
+"""The first steps of networks on images of any folder; only missing records are measured."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -31,13 +32,13 @@ class Settings:
     remedies: Sequence[str] = (LETTER, DEFAULT)
     seeds: Sequence[int] = (0, 1)
     steps: int = 20
-    curvature_images: int = 32  # with the first seed; 0: no curvature
+    curvature_images: int = 32  # of a batch, for the first seed's curvature; 0: none
     device: str = "cpu"
     overrides: Sequence[str] = ()  # further keys of train.py
 
 
 def study(settings: Settings, folder: Path) -> list[Record]:
-    """Measure what has no record in `folder`, or one of fewer steps; returns the records asked for.
+    """Measure what `folder` has no record of as many steps of; returns all records asked for.
 
     Raises UserError for an unknown choice or what train.py would refuse.
     """
@@ -46,52 +47,39 @@ def study(settings: Settings, folder: Path) -> list[Record]:
     if settings.steps < 2 or settings.curvature_images < 0:
         raise UserError("--steps must be at least 2, --curvature-images not negative")
     index = scan_folder(settings.data, "train")
-    cases = [
-        _case(settings, index, model, act, init, remedy, seed)
-        for model in settings.models
-        for act in settings.acts
-        for init in settings.inits
-        for seed in settings.seeds
-        for remedy in settings.remedies
-    ]
     records = []
-    for case, config in cases:
+    for model, act, init, seed, remedy in product(
+        settings.models, settings.acts, settings.inits, settings.seeds, settings.remedies
+    ):
+        network = [f"model={model}", f"act={act}", f"init={init}", f"seed={seed}"]
+        data = ["data=folder", f"data.root={settings.data}"]
+        keys = [*network, *data, *settings.overrides, *REMEDIES[remedy].overrides]
+        config = compose_config(keys, TrainConfig)
+        validate(config, 1)
+        case = _case(settings, index, config, remedy)
         path = folder / f"{case.name}.json"
-        known = read_record(path) if path.is_file() else None
-        if known is None or known.asked < settings.steps or known.case != case:
-            known = _measure(settings, case, config, index)
-            write_record(known, folder)
-        print(f"{case.name}: {summary(known)}", flush=True)
-        records.append(known)
+        record = read_record(path) if path.is_file() else None
+        if record is None or record.asked < settings.steps or record.case != case:
+            record = _measure(settings, case, config, index)
+            write_record(record, folder)
+        print(f"{case.name}: {summary(record)}", flush=True)
+        records.append(record)
     return records
 
 
 def summary(record: Record) -> str:
     """One line for a person."""
-    told = f"highest loss {record.highest:.4g}, last {record.losses[-1]:.4g}"
-    return f"{told}, given up at step {len(record.losses)}" if record.diverged else told
+    text = f"highest loss {record.highest:.4g}, last {record.losses[-1]:.4g}"
+    return f"{text}, stopped at step {len(record.losses)}" if record.diverged else text
 
 
-def _case(
-    settings: Settings,
-    index: ImageIndex,
-    model: str,
-    act: str,
-    init: str,
-    remedy: str,
-    seed: int,
-) -> tuple[Case, TrainConfig]:
-    chosen = [f"model={model}", f"act={act}", f"init={init}", f"seed={seed}"]
-    data = ["data=folder", f"data.root={settings.data}"]
-    keys = [*chosen, *data, *settings.overrides, *REMEDIES[remedy].overrides]
-    config = compose_config(keys, TrainConfig)
-    validate(config, 1)
-    case = Case(
-        model=model,
-        act=act,
-        init=init,
+def _case(settings: Settings, index: ImageIndex, config: TrainConfig, remedy: str) -> Case:
+    return Case(
+        model=config.model.name,
+        act=config.act.name,
+        init=config.init.name,
         remedy=remedy,
-        seed=seed,
+        seed=config.seed,
         data=Path(settings.data).name,
         num_classes=len(index.classes),
         num_images=len(index),
@@ -104,7 +92,6 @@ def _case(
         width=config.model.fc[1],
         overrides=[key for key in settings.overrides if not key.startswith(("loader", "micro"))],
     )
-    return case, config
 
 
 def _measure(settings: Settings, case: Case, config: TrainConfig, index: ImageIndex) -> Record:
@@ -120,7 +107,15 @@ def _measure(settings: Settings, case: Case, config: TrainConfig, index: ImageIn
 
     try:
         device = torch.device(settings.device)
-        return measure(case, config, batches, settings.steps, device, images, on_step)
+        return measure(
+            case,
+            config,
+            batches,
+            steps=settings.steps,
+            device=device,
+            curvature_images=images,
+            on_step=on_step,
+        )
     finally:
         bar.close()
         batches.close()
