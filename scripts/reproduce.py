@@ -3,6 +3,7 @@
 python scripts/reproduce.py table4 [--data /imagenet] [--dry-run] [--launcher local|torchrun|slurm]
 python scripts/reproduce.py fig3 --scaled --data FOLDER [--steps N] [--seeds 0 1 2]
 python scripts/reproduce.py all [--dry-run]
+python scripts/reproduce.py report
 python scripts/reproduce.py analysis [--models small14 small30] [--batch N] [--seeds N]
 python scripts/reproduce.py analysis --rewrite
 python scripts/reproduce.py start --data FOLDER [--models small14] [--steps 20] [-- KEY=VALUE ...]
@@ -21,13 +22,119 @@ import torch
 
 from analysis.propagation.page import write_page
 from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
+from analysis.report.paper import SCALED_TARGETS
+from analysis.report.read import collect
+from analysis.report.report import write_report
+from analysis.report.runs import load
 from analysis.start.page import write_start_page
 from analysis.start.remedies import REMEDIES
 from analysis.start.study import Settings as StartSettings
 from analysis.start.study import study as start_study
-from common.errors import one_sentence
+from common.errors import Stopped, UserError, one_sentence
 from configs.validate import require
-from scripts.reproduction.tables import add_targets
+from scripts.reproduction.cost import cost_table, given_rates, run_rates
+from scripts.reproduction.launch import LAUNCHERS, Launcher, Outcome, Runner
+from scripts.reproduction.plan import RUNS, TARGETS, Request, plan
+
+RESULTS = Path("results")
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def reproduce(options: argparse.Namespace) -> None:
+    """Run what is missing for the targets, then write the report.
+
+    Raises UserError, after the report, if a job has failed.
+    """
+    require(
+        not options.scaled or bool(options.data or options.overrides),
+        "--scaled needs --data FOLDER, with train/<class>/ and val/<class>/ in it",
+    )
+    require(options.scaled or options.steps is None, "--steps needs --scaled")
+    require(options.steps is None or options.steps > 0, "--steps must be at least 1")
+    require(options.processes > 0, "--processes must be at least 1")
+    is_all = options.target == "all"
+    targets = (SCALED_TARGETS if options.scaled else TARGETS) if is_all else [options.target]
+    request = Request(
+        targets=targets,
+        scaled=options.scaled,
+        data=options.data,
+        runs=options.runs,
+        seeds=options.seeds,
+        steps=options.steps,
+        overrides=options.overrides,
+    )
+    jobs = plan(request)
+    launcher = Launcher(options.launcher, options.processes)
+    if is_all and not options.scaled:
+        _analysis_if_missing(options.results / "analysis", dry_run=options.dry_run)
+    if options.dry_run:
+        rates = run_rates(load(options.results)) | given_rates(options.throughput)
+        print(cost_table(jobs, rates, launcher))
+        return
+    outcome = Runner(launcher).run(jobs)
+    report(options)
+    _raise_failures(outcome)
+
+
+def _analysis_if_missing(folder: Path, *, dry_run: bool) -> None:
+    is_done = (folder / "README.md").is_file()
+    print(f"# analysis: {'done' if is_done else 'to do, needs no data'}")
+    print(f"python {os.path.relpath(__file__)} analysis --out {folder}", flush=True)
+    if not is_done and not dry_run:
+        write_signals(measure_all(Settings()), folder)
+        write_page(read_signals(folder), folder)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Read all runs again and write all tables, figures and pages; nothing is run."""
+    runs = collect(options.runs, options.results)
+    if (options.results / "start" / "records").is_dir():
+        write_start_page(options.results / "start")
+    print(f"Report: {write_report(runs, options.results, options.runs)}")
+
+
+def _raise_failures(outcome: Outcome) -> None:
+    for command, why in outcome.failed.items():
+        print(f"failed ({why}): {command}", file=sys.stderr)
+    if outcome.stopped:
+        raise Stopped("stopped; the same command goes on")
+    if outcome.failed:
+        raise UserError(f"{len(outcome.failed)} commands failed, see above; the others are done")
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the run folders")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to report into")
+
+
+def add_target(commands: Commands, target: str, text: str) -> None:
+    """The command of a table or figure, or `all`."""
+    parser = commands.add_parser(target, help=text)
+    parser.set_defaults(run=reproduce, target=target, scaled=False, steps=None)
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and their cost")
+    parser.add_argument("--data", metavar="ROOT", help="the data set; default: datasets/imagenet")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0; scaled: 0 1 2")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local")
+    parser.add_argument("--processes", type=int, default=1, help="of torchrun, on this machine")
+    parser.add_argument(
+        "--throughput",
+        nargs="+",
+        default=[],
+        metavar="X",
+        help="MODEL=IMAGES_PER_SECOND of one GPU, or files of `benchmark.py train|dense --json`",
+    )
+    if target == "all" or target in SCALED_TARGETS:
+        parser.add_argument("--scaled", action="store_true", help="short runs on small images")
+        parser.add_argument("--steps", type=int, help="of a scaled run")
+    _add_folders(parser)
+    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="for train.py")
+
+
+def add_report(commands: Commands) -> None:
+    """The command `report` and its options."""
+    parser = commands.add_parser("report", help="write results/ again; runs nothing")
+    parser.set_defaults(run=report)
+    _add_folders(parser)
 
 
 def analysis(options: argparse.Namespace) -> None:
@@ -47,14 +154,14 @@ def analysis(options: argparse.Namespace) -> None:
     print(f"Tables and figures: {options.out / 'README.md'}")
 
 
-def add_analysis(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_analysis(commands: Commands) -> None:
     """The command `analysis` and its options."""
-    usual = Settings()
+    default = Settings()
     parser = commands.add_parser("analysis", help=analysis.__doc__)
-    parser.add_argument("--models", nargs="+", default=usual.models, help="any model of train.py")
-    parser.add_argument("--crop", type=int, default=usual.crop, help="side of the images, pixels")
-    parser.add_argument("--batch", type=int, default=usual.batch, help="images of a seed")
-    parser.add_argument("--seeds", type=int, default=usual.seeds, help="networks drawn")
+    parser.add_argument("--models", nargs="+", default=default.models, help="any model of train.py")
+    parser.add_argument("--crop", type=int, default=default.crop, help="side of the images, pixels")
+    parser.add_argument("--batch", type=int, default=default.batch, help="images of a seed")
+    parser.add_argument("--seeds", type=int, default=default.seeds, help="networks drawn")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis")
     parser.add_argument(
         "--rewrite", action="store_true", help="measure nothing, write all from OUT/signals.json"
@@ -80,21 +187,21 @@ def start(options: argparse.Namespace) -> None:
     print(f"Tables and figures: {write_start_page(options.out)}")
 
 
-def add_start(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_start(commands: Commands) -> None:
     """The command `start` and its options."""
-    usual = StartSettings("")
+    default = StartSettings("")
     parser = commands.add_parser("start", help=start.__doc__)
     parser.add_argument("--data", required=True, help="an image folder, with train/<class>/ in it")
-    parser.add_argument("--models", nargs="+", default=usual.models, help="any model of train.py")
-    parser.add_argument("--acts", nargs="+", default=usual.acts, help="any act of train.py")
-    parser.add_argument("--inits", nargs="+", default=usual.inits, help="any init of train.py")
-    parser.add_argument("--remedies", nargs="+", default=usual.remedies, choices=list(REMEDIES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=usual.seeds)
-    parser.add_argument("--steps", type=int, default=usual.steps)
+    parser.add_argument("--models", nargs="+", default=default.models, help="any model of train.py")
+    parser.add_argument("--acts", nargs="+", default=default.acts, help="any act of train.py")
+    parser.add_argument("--inits", nargs="+", default=default.inits, help="any init of train.py")
+    parser.add_argument("--remedies", nargs="+", default=default.remedies, choices=list(REMEDIES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=default.seeds)
+    parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument(
         "--curvature-images",
         type=int,
-        default=usual.curvature_images,
+        default=default.curvature_images,
         help="of a batch, for the curvature with the first seed; 0: not measured",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "start")
@@ -108,7 +215,10 @@ def main(arguments: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_targets(commands)
+    for target in TARGETS:
+        add_target(commands, target, f"the runs, tests and report of {target}")
+    add_target(commands, "all", "every table and figure")
+    add_report(commands)
     add_analysis(commands)
     add_start(commands)
     options = parser.parse_args(arguments)

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from torch.utils.tensorboard import SummaryWriter
 
 from analysis.report.paper import ENSEMBLE_MEMBERS, SLOPES, Test
 from configs.store import to_dict
 from engine.checkpoint import FORMAT
-from evaluation.result import interval
+from evaluation.metrics import interval
 from tests.conftest import composed
 
 CLASSES = [f"n{number:08d}" for number in range(1000)]
@@ -70,11 +69,10 @@ def make_run(
 
 def add_gradients(folder: Path, layers: dict[str, tuple[float, float]], last: int) -> None:
     """Gradient norms at step 10 and at the last step, by layer."""
-    with SummaryWriter(str(folder / "tensorboard")) as board:
-        for layer, norms in layers.items():
-            part = "head" if layer.startswith("fc") else "trunk"
-            for step, norm in zip((10, last), norms, strict=True):
-                board.add_scalar(f"gradient_norm/{part}.{layer}.weight", norm, step)
+    with open(folder / "metrics.jsonl", "a") as file:
+        for place, step in enumerate((10, last)):
+            norms = {layer: pair[place] for layer, pair in layers.items()}
+            file.write(json.dumps({"kind": "gradients", "step": step, "norms": norms}) + "\n")
 
 
 def make_result(

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.report.examples import examples, read_saved
+from analysis.report.examples import examples
 from analysis.report.paper import DENSE
-from analysis.report.records import collect
+from analysis.report.read import collect
 from analysis.report.report import write_report
 from common.errors import UserError
 from data.sources.index import ImageIndex, scan_folder
-from evaluation.classes import class_lines, class_summary, per_class
-from evaluation.predictions import Predictions, image_list, save_predictions
+from evaluation.metrics import ClassSummary, per_class
+from evaluation.predictions import Predictions, hash_of_images, load_predictions, save_predictions
 from tests.fake_runs import make_result, make_run
 
 
@@ -32,7 +32,7 @@ def saved(tmp_path: Path, index: ImageIndex) -> Path:
         scores[i, best] = np.linspace(0.5, 0.3, len(best))
     path = tmp_path / "runs" / "ensemble-folder" / "predictions-dense.npz"
     path.parent.mkdir(parents=True)
-    images = image_list(index, np.arange(50))
+    images = hash_of_images(index, np.arange(50))
     save_predictions(path, Predictions(scores, index.labels, index.classes, images))
     return path
 
@@ -41,7 +41,7 @@ def test_right_and_wrong_examples(saved: Path, small: Path, index: ImageIndex) -
     words = [f"word {name}" for name in index.classes]
     files = {index.read(i): int(index.labels[i]) for i in range(50)}
     for right in (True, False):
-        found = examples(read_saved(saved), str(small), words, right=right)
+        found = examples(load_predictions(saved), str(small), words, right=right)
         assert len(found) == 10  # one of each class
         labels = [files[picture.image] for picture in found]
         assert len(set(labels)) == 10
@@ -57,10 +57,10 @@ def test_predictions_of_other_images_are_refused(
     saved: Path, synthetic: Path, tmp_path: Path, index: ImageIndex
 ) -> None:
     with pytest.raises(UserError, match="not of the validation images"):
-        examples(read_saved(saved), str(synthetic), index.classes, right=True)
+        examples(load_predictions(saved), str(synthetic), index.classes, right=True)
     (tmp_path / "odd.npz").write_bytes(b"odd")
     with pytest.raises(UserError, match="damaged or holds no predictions"):
-        read_saved(tmp_path / "odd.npz")
+        load_predictions(tmp_path / "odd.npz")
 
 
 def test_figures_4_and_5_are_in_the_report(saved: Path, small: Path, tmp_path: Path) -> None:
@@ -82,13 +82,14 @@ def test_figures_4_and_5_are_in_the_report(saved: Path, small: Path, tmp_path: P
 def test_summary_of_classes() -> None:
     scores = np.array([[9, 1, 0, 0, 0, 0, 0]] * 3 + [[1, 2, 3, 4, 5, 6, 7]] * 3, np.float32)
     labels = np.array([0, 0, 1, 0, 6, 1])
-    rows = per_class(scores, labels, list("abcdefg"), [f"{name} word" for name in "abcdefg"])
+    errors = per_class(scores, labels, list("abcdefg"), [f"{name} word" for name in "abcdefg"])
+    rows = [each.as_dict() for each in errors]
     assert [(row["class"], row["images"]) for row in rows] == [("a", 3), ("b", 2), ("g", 1)]
-    summary = class_summary(rows)
+    summary = ClassSummary.of(errors).as_dict()
     # a: two of three right, and one at rank 7; b: at rank 2, and at rank 6; g: right.
     assert (summary["zero_top1"], summary["zero_top5"], summary["classes"]) == (1, 1, 3)
     assert [row["words"] for row in summary["worst"]] == ["b word", "a word", "g word"]
     assert [round(row["top5_error"], 1) for row in summary["worst"]] == [50.0, 33.3, 0.0]
-    lines = class_lines(summary)
+    lines = ClassSummary.of(errors).as_text()
     assert "without a top-5 error: 1 of 3; without a top-1 error: 1" in lines
     assert lines.index("b word") < lines.index("a word")

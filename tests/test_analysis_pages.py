@@ -5,8 +5,8 @@ from pathlib import Path
 
 from analysis.propagation.page import texts
 from analysis.propagation.study import evaluate, read_signals
-from analysis.report.records import load
 from analysis.report.report import write_report
+from analysis.report.runs import load
 from analysis.start.page import write_start_page
 from tests.conftest import ROOT
 

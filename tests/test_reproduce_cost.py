@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report.records import collect
+from analysis.report.read import collect
 from common.errors import UserError
 from scripts.reproduction.cost import cost_table, given_rates, run_rates
 from scripts.reproduction.launch import Launcher

@@ -1,59 +1,177 @@
-"""Learned slopes (Table 1), errors by class (Fig. 6), and what became of them (Fig. 7)."""
+"""The figures of numbers: training curves (Figs. 2, 3), slopes (Table 1), classes (Figs. 6, 7)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.report.paper import FIG6_AT_ZERO, FIG7_COUNTS, SLOPES
+from analysis.report.paper import FIG6_AT_ZERO, FIG7_COUNTS, SLOPES, CurveFigure
 from analysis.report.read import QUANTILES
-from analysis.report.runs import Run
+from analysis.report.runs import Edition, Run
+from analysis.report.selection import choose
 from common.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, series
+from data.sources.imagenet import NUM_IMAGES
 
 PerClass = Sequence[dict[str, Any]]  # of a result file
 
-_LABELLED = 12  # classes named at each end of a figure
+_NUM_NAMED = 12  # classes that Fig. 6 names
+_DOTTED: dict[str, Any] = {"color": GREY, "lw": 0.9, "ls": (0, (1, 2))}
 
 
-def draw_slopes(shared: Sequence[Run], wise: Sequence[Run], title: str) -> Figure:
+@dataclass(frozen=True)
+class Curve:
+    """The runs of one experiment, a seed each, drawn as one line."""
+
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def label_with_seeds(self) -> str:
+        return self.label + (f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else "")
+
+
+def curves_of(figure: CurveFigure, edition: Edition, runs: Sequence[Run]) -> list[Curve]:
+    """The curves of a figure for which there are runs."""
+    curves = []
+    for label, experiment in figure.curves:
+        chosen = choose(runs, edition, experiment)
+        if own := [run for run in chosen.runs if run.val and run.train]:
+            curves.append(Curve(label + (f" ({chosen.partial})" if chosen.partial else ""), own))
+    return curves
+
+
+def draw_curves(curves: Sequence[Curve], title: str, edition: Edition) -> Figure:
+    """Validation error and loss by time; gradient norms by layer where all runs logged them.
+
+    Lines are means over seeds, bands go from the lowest seed to the highest.
+    """
+    with_gradients = all(run.gradients for curve in curves for run in curve.runs)
+    num_panels = 3 if with_gradients else 2
+    figure = Figure(figsize=(4.6 * num_panels, 4.6))
+    figure.suptitle(title, fontsize=12)
+    panels = figure.subplots(1, num_panels)
+    first = curves[0].runs[0]
+    # Steps of an epoch, where the size of the data set is known; else the axis is in steps.
+    per_epoch = NUM_IMAGES["train"] / first.batch_size if edition.is_paper else None
+    for index, curve in enumerate(curves):
+        look = series(index)
+        errors = [[(v.step, v.top1_error) for v in run.val] for run in curve.runs]
+        losses = [run.train for run in curve.runs]
+        label = curve.label_with_seeds
+        _draw_band(panels[0], errors, per_epoch or 1, label=label, **look)
+        _draw_band(panels[1], losses, per_epoch or 1, label=label, **look | {"marker": ""})
+        if with_gradients:
+            _draw_gradients(panels[2], curve, look, per_epoch)
+    _mark_chance(panels[0], first.num_classes)
+    panels[0].set_title(f"top-1 error, %, {first.val[-1].images:,.0f} validation images")
+    panels[1].set_title("training loss")
+    for axes in panels[:2]:
+        axes.set_xlabel("epochs" if per_epoch else f"steps (batches of {first.batch_size})")
+        axes.set_xlim(left=0)
+    several = any(len(curve.runs) > 1 for curve in curves)
+    legend_title = "line: mean, band: lowest to highest seed" if several else None
+    panels[0].legend(title=legend_title, title_fontsize=8.5)
+    if with_gradients:
+        panels[2].set_title("gradient norm of the weights, by layer")
+    return figure
+
+
+def _draw_band(
+    axes: Axes, points: Sequence[Sequence[tuple[int, float]]], per_epoch: float, **look: Any
+) -> None:
+    """Mean and range over the seeds, at the steps that all of them have."""
+    by_step = [dict(own) for own in points]
+    steps = sorted(set.intersection(*map(set, by_step)))
+    values = np.array([[own[step] for step in steps] for own in by_step])
+    x = np.array(steps) / per_epoch
+    axes.plot(x, values.mean(0), markevery=max(1, len(steps) // 10), **look)
+    if len(points) > 1:
+        axes.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, lw=0)
+
+
+def _mark_chance(axes: Axes, num_classes: int) -> None:
+    """A line at the error of random guessing."""
+    if num_classes:
+        chance = 100 * (1 - 1 / num_classes)
+        axes.axhline(chance, **_DOTTED)
+        axes.annotate(
+            f"guessing: {chance:g} %",
+            (0.99, chance),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, 5),  # above the markers
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8.5,
+            color=GREY,
+            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0},
+        )
+        axes.set_ymargin(0.1)  # room for it
+
+
+def _draw_gradients(
+    axes: Axes, curve: Curve, look: dict[str, Any], per_epoch: float | None
+) -> None:
+    """By layer, where the run logged them first (solid) and last (hollow)."""
+    gradients = [run.gradients for run in curve.runs]
+    layers = [layer for layer in gradients[0] if all(layer in own for own in gradients)]
+    for end, face in ((0, look["color"]), (-1, "white")):
+        norms = np.array([[own[layer][end][1] for layer in layers] for own in gradients])
+        geometric_mean = np.exp(np.log(np.maximum(norms, 1e-30)).mean(0))
+        step = gradients[0][layers[0]][end][0]
+        when = f"epoch {step / per_epoch:.2f}" if per_epoch else f"step {step}"
+        style = {**look, "markerfacecolor": face, "linewidth": 1.6 if end == 0 else 0.9}
+        axes.plot(range(len(layers)), geometric_mean, label=f"{curve.label}, {when}", **style)
+    axes.set_yscale("log")
+    starts = {i for i, layer in enumerate(layers) if layer.endswith("_1")}  # of stages
+    last_conv = {i - 1 for i, layer in enumerate(layers) if layer == "fc1"}
+    ticks = sorted({0, *starts, *last_conv, len(layers) - 1})
+    axes.set_xticks(ticks, [layers[i] for i in ticks], rotation=60, fontsize=8.5)
+    axes.legend(fontsize=8.5)
+
+
+def draw_slopes(shared: Sequence[Run], channel_wise: Sequence[Run], title: str) -> Figure:
     """Slopes by layer beside Table 1's, and how those of a layer's channels are distributed."""
     figure = Figure(figsize=(10.5, 8.4))
     figure.suptitle(title, fontsize=12)
     above, below = figure.subplots(2, 1)
     layers = list(SLOPES)
-    kinds = (("channel-shared", shared, 0), ("channel-wise, mean", wise, 1))
-    for kind, runs, column in kinds:
+    for column, (kind, runs) in enumerate(
+        (("channel-shared", shared), ("channel-wise, mean", channel_wise))
+    ):
         look = series(column)
         paper = [SLOPES[layer][column] for layer in layers]
         hollow = {**look, "markerfacecolor": "white", "linewidth": 0.8}
         above.plot(layers, paper, label=f"{kind}: paper", **hollow)
         if runs:
-            ours = [np.mean([run.slopes[layer]["mean"] for run in runs]) for layer in layers]
+            ours = [np.mean([run.slopes[layer].mean for run in runs]) for layer in layers]
             above.plot(layers, ours, label=f"{kind}: ours", **look)
-    above.axhline(0.25, color=GREY, lw=0.9, ls=(0, (1, 2)), label="start, 0.25")
-    above.axhline(0, color=BLACK, lw=0.8)
     above.set_title("learned slope a, by layer")
-    above.legend(ncols=2)
-    if wise:
-        _boxes(below, wise[0], layers)
+    if channel_wise:
+        _draw_boxes(below, channel_wise[0], layers)
     else:
         below.text(0.5, 0.5, "not run", ha="center", transform=below.transAxes, color=GREY)
     below.set_title("channel-wise slopes: median, half of the channels (box), 5 to 95 % (whiskers)")
     for axes in (above, below):
+        axes.axhline(0.25, label="initial, 0.25", **_DOTTED)
+        axes.axhline(0, color=BLACK, lw=0.8)
+        axes.legend(ncols=2)
         axes.tick_params(axis="x", rotation=45)
     return figure
 
 
-def _boxes(axes: Axes, run: Run, layers: Sequence[str]) -> None:
-    stats = []
+def _draw_boxes(axes: Axes, run: Run, layers: Sequence[str]) -> None:
+    boxes = []
     for layer in layers:
-        q = dict(zip(QUANTILES, run.slopes[layer]["quantiles"], strict=True))
+        slopes = run.slopes[layer]
+        q = dict(zip(QUANTILES, slopes.quantiles, strict=True))
         box = {"whislo": q[5], "q1": q[25], "med": q[50], "q3": q[75], "whishi": q[95]}
-        stats.append({**box, "mean": run.slopes[layer]["mean"], "label": layer})
+        boxes.append({**box, "mean": slopes.mean, "label": layer})
     axes.bxp(
-        stats,
+        boxes,
         showfliers=False,
         showmeans=True,
         patch_artist=True,
@@ -62,68 +180,64 @@ def _boxes(axes: Axes, run: Run, layers: Sequence[str]) -> None:
         meanprops={"marker": "D", "markerfacecolor": VERMILLION, "markeredgecolor": VERMILLION},
     )
     axes.plot([], [], "D", color=VERMILLION, label="mean")
-    axes.axhline(0.25, color=GREY, lw=0.9, ls=(0, (1, 2)), label="start, 0.25")
-    axes.axhline(0, color=BLACK, lw=0.8)
-    axes.legend()
 
 
 def class_name(row: dict[str, Any]) -> str:
-    """The first of the words that people have for a class, or its folder's name."""
+    """The first of a class's words, or its folder's name."""
     return str(row.get("words") or row["class"]).split(",")[0]
 
 
-def draw_class_errors(per_class: PerClass, title: str, paper: bool) -> Figure:
+def draw_class_errors(per_class: PerClass, title: str, edition: Edition) -> Figure:
     """Fig. 6: top-5 error of each class, ascending; the worst classes by name."""
     rows = sorted(per_class, key=lambda row: (row["top5_error"], class_name(row)))
     errors = np.array([row["top5_error"] for row in rows])
-    figure = Figure(figsize=(9, 4.8))
-    figure.suptitle(title, fontsize=12)
-    axes = figure.subplots()
-    axes.set_axisbelow(True)
+    figure, axes = _class_figure(len(rows), title)
     axes.fill_between(range(1, len(rows) + 1), errors, step="mid", color=BLUE, alpha=0.85, lw=0)
-    zero = int((errors == 0).sum())
-    told = f"{zero} of {len(rows)} classes have no top-5 error"
-    told += f" (paper, test set: {FIG6_AT_ZERO})" if paper else ""
-    axes.text(0.02, 0.95, told, transform=axes.transAxes, va="top")
-    worst = rows[-_LABELLED:][::-1]
-    lines = [f"{row['top5_error']:5.1f} %  {class_name(row)}" for row in worst]
-    over: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "fontsize": 9}
-    axes.text(0.02, 0.86, "highest:\n" + "\n".join(lines), color=VERMILLION, **over)
+    summary = f"{(errors == 0).sum()} of {len(rows)} classes have no top-5 error"
+    summary += f" (paper, test set: {FIG6_AT_ZERO})" if edition.is_paper else ""
+    axes.text(0.02, 0.95, summary, transform=axes.transAxes, va="top")
+    worst = [f"{row['top5_error']:5.1f} %  {class_name(row)}" for row in rows[::-1][:_NUM_NAMED]]
+    text: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "fontsize": 9}
+    axes.text(0.02, 0.86, "\n".join(["highest:", *worst]), color=VERMILLION, **text)
     axes.set_xlabel("classes, in order of their error")
     axes.set_ylabel("top-5 error, %")
-    axes.set_xlim(0.5, len(rows) + 0.5)
     axes.set_ylim(0, max(errors.max() * 1.05, 1))
     return figure
 
 
-def draw_class_differences(
-    new: PerClass, old: PerClass, title: str, names: tuple[str, str], paper: bool
-) -> Figure:
-    """Fig. 7: top-5 error of each class, new less old, ascending. Below zero is better."""
-    before = {row["class"]: row["top5_error"] for row in old}
-    both = [(row["top5_error"] - before[row["class"]], row) for row in new]
-    both.sort(key=lambda pair: (pair[0], class_name(pair[1])))
-    values = np.array([value for value, _ in both])
-    colours = np.where(values < 0, GREEN, np.where(values > 0, ORANGE, GREY))
+def _class_figure(num_classes: int, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 4.8))
     figure.suptitle(title, fontsize=12)
     axes = figure.subplots()
     axes.set_axisbelow(True)
+    axes.set_xlim(0.5, num_classes + 0.5)
+    return figure, axes
+
+
+def draw_class_differences(
+    new: PerClass, old: PerClass, title: str, *, names: tuple[str, str], edition: Edition
+) -> Figure:
+    """Fig. 7: top-5 error of each class, new less old, ascending. Below zero is better."""
+    before = {row["class"]: row["top5_error"] for row in old}
+    pairs = [(row["top5_error"] - before[row["class"]], class_name(row)) for row in new]
+    pairs.sort()
+    values = np.array([value for value, _ in pairs])
+    figure, axes = _class_figure(len(values), title)
+    colours = np.where(values < 0, GREEN, np.where(values > 0, ORANGE, GREY))
     axes.bar(range(1, len(values) + 1), values, width=1, color=colours)
     axes.axhline(0, color=BLACK, lw=0.8)
     counts = ((values < 0).sum(), (values == 0).sum(), (values > 0).sum())
-    told = "{} classes better, {} equal, {} worse".format(*counts)
-    told += "\n(paper, against its entry of 2014: {}, {}, {})".format(*FIG7_COUNTS) if paper else ""
-    axes.text(0.02, 0.96, told, transform=axes.transAxes, va="top")
-    best = "\n".join(["best:", *(f"{value:+.1f}  {class_name(row)}" for value, row in both[:6])])
-    worst = [f"{value:+.1f}  {class_name(row)}" for value, row in both[::-1][:6]]
-    worst_text = "\n".join(["worst:", *worst])
-    over: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 9}
-    axes.text(0.8, 0.04, best, ha="right", va="bottom", color=GREEN, **over)
-    axes.text(0.8, 0.96, worst_text, ha="right", va="top", color="#9A6A00", **over)
+    summary = "{} classes better, {} equal, {} worse".format(*counts)
+    if edition.is_paper:
+        summary += "\n(paper, against its entry of 2014: {}, {}, {})".format(*FIG7_COUNTS)
+    axes.text(0.02, 0.96, summary, transform=axes.transAxes, va="top")
+    best = ["best:", *(f"{value:+.1f}  {name}" for value, name in pairs[:6])]
+    worst = ["worst:", *(f"{value:+.1f}  {name}" for value, name in pairs[::-1][:6])]
+    text: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 9, "ha": "right"}
+    axes.text(0.8, 0.04, "\n".join(best), va="bottom", color=GREEN, **text)
+    axes.text(0.8, 0.96, "\n".join(worst), va="top", color="#9A6A00", **text)
     axes.set_xlabel("classes, in order of the difference")
     axes.set_ylabel(f"top-5 error of {names[0]}\nless that of {names[1]}, points", fontsize=9)
-    axes.set_xlim(0.5, len(values) + 0.5)
     low, high = min(values.min(), -1), max(values.max(), 1)
     axes.set_ylim(low * 1.1, high * 1.5)
     return figure

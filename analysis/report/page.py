@@ -1,23 +1,24 @@
-"""One page that shows everything: results/README.md, and the same as a single HTML file."""
+"""The page with all tables and figures: results/README.md, and the same as one HTML file."""
 
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import markdown
 
 from analysis.report.runs import Run
 from analysis.report.tables import Table, number, short
+from analysis.table import BLANK, markdown_table
 
 _HEAD = """\
 # Results
 
 The paper's tables and figures beside ours. `python scripts/reproduce.py report` writes this page
-from the records of runs in `records/`; nothing is typed. Errors are percent. "± x" is the standard
-deviation over seeds; the 95 % interval is Wilson's for the number of images, averaged over seeds.
-Networks are tested as they are after the last step. What has no run says so.
+from the records of runs in `records/`; no number is typed. Errors are percent. "± x" is the
+standard deviation over seeds; the 95 % interval is Wilson's for the number of images, averaged over
+seeds. Networks are tested as they are after the last step. Rows without a run say so.
 """
 
 _STYLE = """\
@@ -38,17 +39,16 @@ h2 { border-top: 1px solid #ddd; padding-top: 1em; margin-top: 2em; }
 class Section:
     """A table, figures, or both."""
 
-    table: Table | None
     title: str
+    table: Table | None = None
     figures: Sequence[str] = ()  # file names without .png, .svg
-    state: str = ""  # told where there is no table and no figure
-    note: str = field(default="")
+    state: str = ""  # shown where there is neither table nor figure
+    note: str = ""
 
     @property
     def has_run(self) -> bool:
         """Whether it shows anything that was trained."""
-        rows = self.table.rows if self.table else []
-        return bool(self.figures) or any(row.get("runs") for row in rows)
+        return bool(self.figures) or (self.table is not None and self.table.has_runs)
 
     @property
     def order(self) -> tuple[int, str]:
@@ -58,31 +58,29 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """What the list of what was run links to."""
-        return self.figures[0] if self.table is None else self.table.name
+        """The target of its link at the top of the page."""
+        return self.table.name if self.table else self.figures[0]
 
     def markdown(self) -> str:
         parts = [f'<a id="{self.anchor}"></a>'] if self.has_run else []
-        parts.append(f"## {self.title}")
-        parts += [note for note in (self.note, self.table.note if self.table else "") if note]
+        parts += [f"## {self.title}", self.note, self.table.note if self.table else ""]
         parts += [f"![{self.title}]({name}.png)" for name in self.figures]
+        files = [f"{name}.svg" for name in self.figures]
         if self.table:
             parts.append(self.table.markdown().rstrip())
+            files.insert(0, f"{self.table.name}.csv")
         elif not self.figures:
             parts.append(self.state)
-        files = [f"[{name}.svg]({name}.svg)" for name in self.figures]
-        if self.table:
-            files = [f"[{self.table.name}.csv]({self.table.name}.csv)", *files]
-        return "\n\n".join([*parts, *([", ".join(files)] if files else [])])
+        parts.append(", ".join(f"[{file}]({file})" for file in files))
+        return "\n\n".join(filter(None, parts))
 
 
 def write_page(sections: Sequence[Section], runs: Sequence[Run], results: Path) -> Path:
     """README.md and report.html; returns the path of the former."""
-    shown = [f"- [{one.title}](#{one.anchor})" for one in sections if one.has_run]
-    told = "Run so far:\n\n" + "\n".join(shown) if shown else "No training run is finished yet."
-    parts = [_HEAD, told, *(section.markdown() for section in sections)]
-    parts += [_first_steps(results), _propagation(results)]
-    parts += [_runs(runs), _commands(runs)]
+    links = [f"- [{each.title}](#{each.anchor})" for each in sections if each.has_run]
+    summary = "Run so far:\n\n" + "\n".join(links) if links else "No training run is finished yet."
+    parts = [_HEAD, summary, *(section.markdown() for section in sections)]
+    parts += [_first_steps(results), _propagation(results), _run_table(runs), _commands(runs)]
     text = "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
     (results / "README.md").write_text(text)
     (results / "report.html").write_text(_html(text, results))
@@ -108,43 +106,43 @@ def _propagation(results: Path) -> str:
     return re.sub(r"^#", "##", text, flags=re.MULTILINE)
 
 
-def _runs(runs: Sequence[Run]) -> str:
-    """Every run there is a record of, also those that no table counts."""
+def _run_table(runs: Sequence[Run]) -> str:
+    """Every run there is a record of, also those that no table lists."""
     if not runs:
         return "## Runs\n\nnone yet"
-    lines = [
-        "## Runs",
-        "",
-        "| run | data | trained | state | images/s | hours | commit | remarks |",
-        "|---|---|--:|---|--:|--:|---|---|",
+    header = ["run", "data", "trained", "state", "images/s", "hours", "commit", "remarks"]
+    rows = [
+        [
+            run.name,
+            run.source or run.data,
+            run.length if run.epochs else BLANK,
+            ("finished" if run.finished else "partial") if run.epochs else "tested",
+            number(run.images_per_second, 1),
+            number(run.hours) if run.hours else BLANK,
+            short(run.commit) if run.commit else BLANK,
+            _remarks(run),
+        ]
+        for run in runs
     ]
-    for run in runs:
-        state = "finished" if run.finished else "partial"
-        lines.append(
-            f"| {run.name} | {run.source or run.data} | {run.length if run.epochs else '–'} | "
-            f"{state if run.epochs else 'tested'} | {number(run.images_per_second, 1)} | "
-            f"{number(run.hours) if run.hours else '–'} | "
-            f"{short(run.commit) if run.commit else '–'} | {_remarks(run)} |"
-        )
-    return "\n".join(lines)
+    return "## Runs\n\n" + markdown_table(header, rows, "llrlrrll")
 
 
 def _remarks(run: Run) -> str:
     remarks = [f"in no table, differs from its file: {'; '.join(run.changed)}"] * bool(run.changed)
-    remarks += [f"differs in {what}" for what in run.noted]
+    remarks += [f"differs in {change}" for change in run.noted]
     return "; ".join(remarks).replace("|", "\\|")
 
 
 def _commands(runs: Sequence[Run]) -> str:
-    """What made the runs, as far as reproduce.py started them."""
-    lines = [s["command"] for run in runs for s in run.sessions if s.get("status") == 0]
+    """The commands behind the runs that reproduce.py started."""
+    lines = [session.command for run in runs for session in run.sessions if session.status == 0]
     if not lines:
         return ""
     return "\n".join(["## Commands", "", "```", *dict.fromkeys(lines), "```"])
 
 
 def _html(text: str, results: Path) -> str:
-    """The page as one file: images inside, links to other files of the folder as plain text."""
+    """The page as a single file: images embedded, links to other files as plain text."""
     body = markdown.markdown(text, extensions=["tables", "fenced_code"])
     body = re.sub(r'<a href="(?!https?:|#)[^"]*">(.*?)</a>', r"\1", body)
 

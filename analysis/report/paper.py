@@ -63,6 +63,11 @@ class ErrorTable:
     rows: tuple[Row, ...]
     note: str = ""
 
+    @property
+    def experiments(self) -> list[str]:
+        """The experiments that its rows show, in order."""
+        return [row.experiment for row in self.rows if row.experiment]
+
 
 @dataclass(frozen=True)
 class CurveFigure:
@@ -72,6 +77,11 @@ class CurveFigure:
     title: str
     curves: tuple[tuple[str, str], ...]  # label, experiment
     claim: str
+
+    @property
+    def experiments(self) -> list[str]:
+        """The experiments of its curves, in order."""
+        return [experiment for _, experiment in self.curves]
 
 
 TABLE2 = ErrorTable(

@@ -1,4 +1,4 @@
-"""Reads a run's folder into its record."""
+"""Reads run folders into records."""
 
 import json
 from collections.abc import Sequence
@@ -10,97 +10,104 @@ import numpy as np
 import torch
 
 from analysis.report.paper import CURVE_FIGURES, ENSEMBLE
-from analysis.report.runs import SCALED, Run, model_label
-from common.errors import UserError
+from analysis.report.runs import Edition, Run, Session, Slopes, Validation, load, to_json
+from common.errors import UserError, refusing
 from common.files import read_json_lines
+from configs.keys import Effect
 from configs.schema import TrainConfig
-from configs.store import compose_config, flatten, read_yaml, to_dict
+from configs.store import changes, compose_config, flatten, read_yaml, to_dict
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent, of the slopes of a layer
 
-# What may differ from the experiment's file: it changes no number but for rounding, or is told
-# elsewhere (data set, seed, length).
-_FREE = {
-    *("name", "runs", "seed", "max_steps", "device", "timeout", "log_every", "compile"),
-    *("micro_batch", "parallel", "val_every", "data.root", "data.on_error", "data.num_classes"),
-}
-_FREE_GROUPS = ("loader.", "checkpoint.")
-# A run that differs in these still stands in the tables, with a note.
-_NOTED = ("precision", "data.mean", "schedule.", "skip_steps")
-
-# Keys of an evaluation that hold paths, or do not matter.
-_PLACES = ("data", "out", "save_predictions", "checkpoint", "loader")
+# Keys of an evaluation that hold paths or do not change its result.
+_IRRELEVANT = ("data", "out", "save_predictions", "checkpoint", "loader")
 
 _CURVE_POINTS = 300  # of a loss curve
 _LAYER_POINTS = 40  # of a layer's gradient norms
 
 
-def read_run(folder: Path, *, whole: bool = True) -> Run | None:
+def collect(runs: Path, results: Path) -> list[Run]:
+    """Read all folders of experiments' runs, and return the records of all runs.
+
+    Records of runs whose folder is not there stay as they are. Raises UserError if a folder or a
+    record cannot be read, or a record not written.
+    """
+    records = results / "records"
+    with refusing(OSError, what=f"cannot write into {records}"):
+        records.mkdir(parents=True, exist_ok=True)
+        for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
+            run = read_run(folder) if folder.is_dir() else None
+            if run is not None and run.experiment is not None:
+                (records / f"{run.name}.json").write_text(to_json(run))
+    return load(results)
+
+
+def read_run(folder: Path) -> Run | None:
     """The run, or the ensemble, in this folder; None if there is none.
 
-    whole=False: only what it is and how far, without curves. Raises UserError if a file of it
-    cannot be read.
+    Raises UserError if a file of it cannot be read.
     """
-    results = _results(folder)
-    if not (folder / "config.yaml").is_file():
-        if not results:
-            return None
-        kind, _, data = folder.name.partition("-")
-        return Run(folder.name, kind if kind == ENSEMBLE else None, data=data, results=results)
-    config = read_yaml(folder / "config.yaml")
-    settings = flatten(config)
+    if (folder / "config.yaml").is_file():
+        run = read_progress(folder)
+        _add_metrics(run, read_json_lines(folder / "metrics.jsonl"))
+        return run
+    results = _read_results(folder)
+    if not results:
+        return None
+    kind, _, data = folder.name.partition("-")
+    return Run(folder.name, kind if kind == ENSEMBLE else None, data=data, results=results)
+
+
+def read_progress(folder: Path) -> Run:
+    """What a run folder with a config.yaml holds and how far it is, without its curves.
+
+    Raises UserError if a file of it cannot be read.
+    """
+    config = flatten(read_yaml(folder / "config.yaml"))
+    with refusing(TypeError, what=f"{folder / 'sessions.jsonl'} is of another version"):
+        sessions = [Session(**line) for line in read_json_lines(folder / "sessions.jsonl")]
     run = Run(
         name=folder.name,
-        experiment=settings["experiment"],
-        seed=settings["seed"],
-        data=settings["data.name"],
-        source=Path(settings["data.root"]).name,
-        batch_size=settings["batch_size"],
-        epochs=settings["epochs"],
-        max_steps=settings["max_steps"],
-        sessions=read_json_lines(folder / "sessions.jsonl"),
-        results=results,
+        experiment=config["experiment"],
+        seed=config["seed"],
+        data=config["data.name"],
+        source=Path(config["data.root"]).name,
+        batch_size=config["batch_size"],
+        epochs=config["epochs"],
+        max_steps=config["max_steps"],
+        sessions=sessions,
+        results=_read_results(folder),
     )
-    names = (settings["model.name"], settings["model.extra_convs"])
-    run.model = model_label(*names, scaled=run.scaled)
-    limit = settings["max_steps"] if run.scaled else None
-    run.changed, run.noted = _differences(settings)
-    _read_checkpoint(run, folder / "checkpoints" / "last.pt", limit)
-    if not whole:
-        return run
-    _read_metrics(run, read_json_lines(folder / "metrics.jsonl"))
-    curves = {name for figure in CURVE_FIGURES for _, name in figure.curves}
-    if (run.experiment or "").removeprefix(SCALED) in curves:
-        run.gradients = _gradients(folder / "tensorboard")
+    edition = Edition(run.scaled, run.data)
+    run.model = edition.model_label(config["model.name"], config["model.extra_convs"])
+    run.changed, run.noted = _differences(config)
+    _add_checkpoint(run, folder / "checkpoints" / "last.pt")
     return run
 
 
-def _differences(settings: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What a run has changed in its experiment's file, and what of it is only to be noted."""
-    if settings["experiment"] is None:
+def _differences(config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Where a run differs from its experiment's file: what counts, and what is only noted."""
+    if config["experiment"] is None:
         return [], []
     try:
-        asked = _asked(settings["experiment"], settings["data.name"])
+        asked = _experiment_config(config["experiment"], config["data.name"])
     except UserError as error:
-        return [f"experiment {settings['experiment']} cannot be composed ({error})"], []
-    changed, noted = list[str](), list[str]()
-    for key in sorted(asked.keys() | settings.keys()):
-        old, new = asked.get(key), settings.get(key)
-        if old == new or key in _FREE or key.startswith(_FREE_GROUPS):
-            continue
-        (noted if key.startswith(_NOTED) else changed).append(f"{key}: {old} -> {new}")
+        return [f"experiment {config['experiment']} cannot be composed ({error})"], []
+    found = changes(asked, config)
+    changed = [str(change) for change in found if change.effect is Effect.OTHER]
+    noted = [str(change) for change in found if change.effect is Effect.NOTED]
     return changed, noted
 
 
 @cache
-def _asked(experiment: str, data: str) -> dict[str, Any]:
+def _experiment_config(experiment: str, data: str) -> dict[str, Any]:
     """What the experiment's file asks for on this data set."""
     arguments = [f"experiment={experiment}", f"data={data}", "data.root=somewhere"]
     return flatten(to_dict(compose_config(arguments, TrainConfig)))
 
 
-def _read_checkpoint(run: Run, path: Path, limit: int | None) -> None:
-    """How far the run is, and its slopes. `limit`: steps that are the whole of a scaled run."""
+def _add_checkpoint(run: Run, path: Path) -> None:
+    """How far the run is, and its slopes."""
     if not path.is_file():
         return
     try:
@@ -112,21 +119,21 @@ def _read_checkpoint(run: Run, path: Path, limit: int | None) -> None:
     run.steps, run.epochs_done = progress["step"], len(progress["val_errors"])
     run.num_classes = len(state["classes"])
     run.validated = progress["validated"]
-    run.finished = run.validated == run.steps and (
-        run.epochs_done >= run.epochs or (limit is not None and run.steps >= limit)
-    )
+    # A full run that max_steps ended early is not the paper's; a scaled one is meant to end there.
+    run.finished = run.has_reached(run.max_steps if run.scaled else None)
     for name, values in network.items():
         if name.endswith(".slopes"):
             slopes = values.double().flatten().numpy()
             quantiles = [round(float(q), 5) for q in np.percentile(slopes, QUANTILES)]
             layer = name.split(".")[-2].replace("rect", "conv" if "trunk" in name else "fc")
-            facts = {"mean": float(slopes.mean()), "quantiles": quantiles, "count": len(slopes)}
-            run.slopes[layer] = facts
+            run.slopes[layer] = Slopes(float(slopes.mean()), quantiles, len(slopes))
 
 
-def _read_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
+def _add_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
     keys = ("step", "epoch", "top1_error", "top5_error", "images")
-    run.val = [{key: line[key] for key in keys} for line in lines if line["kind"] == "val"]
+    run.val = [
+        Validation(**{key: line[key] for key in keys}) for line in lines if line["kind"] == "val"
+    ]
     train = [line for line in lines if line["kind"] == "train"]
     run.train = [(step, float(f"{loss:.5g}")) for step, loss in _thinned(train)]
     run.steps = max([run.steps, *(line["step"] for line in train)])
@@ -138,6 +145,10 @@ def _read_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
     run.hours = seconds / 3600
     rates = [line["images_per_second"] for line in train]
     run.images_per_second = float(np.median(rates)) if rates else None
+    edition = Edition(run.scaled, run.data)
+    with_curves = {edition.experiment(name) for fig in CURVE_FIGURES for name in fig.experiments}
+    if run.experiment in with_curves:
+        run.gradients = _gradients([line for line in lines if line["kind"] == "gradients"])
 
 
 def _thinned(train: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
@@ -147,42 +158,35 @@ def _thinned(train: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(group[-1]["step"], float(np.mean([g["loss"] for g in group]))) for group in groups]
 
 
-def _gradients(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Gradient norms of the weights by layer, as TensorBoard has them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    if not folder.is_dir():
-        return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    found = {}
-    for tag in events.Tags()["scalars"]:
-        if tag.startswith("gradient_norm/") and tag.endswith(".weight"):
-            points = events.Scalars(tag)
-            every = max(1, len(points) // _LAYER_POINTS)
-            chosen = [*points[:-1:every], points[-1]]
-            layer = tag.split(".")[-2]
-            found[layer] = [(point.step, float(f"{point.value:.4g}")) for point in chosen]
-    return found
+def _gradients(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Gradient norms of the weights by layer: step and norm, with the first and the last line."""
+    every = max(1, len(lines) // _LAYER_POINTS)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in [*lines[:-1:every], *lines[-1:]]:
+        for layer, norm in line["norms"].items():
+            curves.setdefault(layer, []).append((line["step"], norm))
+    return curves
 
 
-def _results(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Result files with errors, not older than the checkpoint they tested."""
     last = folder / "checkpoints" / "last.pt"
     since = last.stat().st_mtime if last.exists() else 0
-    found = {}
+    results = {}
     for path in sorted(folder.glob("result*.json")):
         try:
             result = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged ({error}): remove it and test again") from error
         if "combined" in result and path.stat().st_mtime >= since:
-            result["config"] = {k: v for k, v in result["config"].items() if k not in _PLACES}
-            result["checkpoints"] = [_short(Path(file)) for file in result["checkpoints"]]
-            found[path.name] = result
-    return found
+            config = result["config"]
+            result["config"] = {key: config[key] for key in config if key not in _IRRELEVANT}
+            result["checkpoints"] = [_run_and_file(Path(file)) for file in result["checkpoints"]]
+            results[path.name] = result
+    return results
 
 
-def _short(path: Path) -> str:
+def _run_and_file(path: Path) -> str:
     """runs/NAME/checkpoints/last.pt -> NAME/last.pt."""
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return f"{folder.name}/{path.name}"

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.report.curves import curves_of, draw_curves
-from analysis.report.examples import examples, read_saved
+from analysis.report.examples import examples
 from analysis.report.figures import (
     class_name,
+    curves_of,
     draw_class_differences,
     draw_class_errors,
+    draw_curves,
     draw_slopes,
 )
 from analysis.report.page import Section, write_page
@@ -25,16 +27,16 @@ from analysis.report.paper import (
     CurveFigure,
     ErrorTable,
 )
-from analysis.report.runs import Run
-from analysis.report.selection import Edition, choose, chosen_result, editions
-from analysis.report.summaries import architecture_table, curve_table, slope_table
-from analysis.report.tables import error_table
+from analysis.report.runs import Edition, Run, editions
+from analysis.report.selection import choose, chosen_results
+from analysis.report.tables import architecture_table, curve_table, error_table, slope_table
 from common.errors import refusing
 from common.style import save_figure, styled
 from configs.store import read_yaml
 from evaluation.pictures import draw_pictures
+from evaluation.predictions import load_predictions
 
-_ENSEMBLE_NAME = "six models (Table 7)"
+_ENSEMBLE_NAME, _BASELINE_NAME = "six models (Table 7)", "A, ReLU, multi-scale"
 
 
 def write_report(runs: Sequence[Run], results: Path, runs_folder: Path) -> Path:
@@ -47,62 +49,59 @@ def write_report(runs: Sequence[Run], results: Path, runs_folder: Path) -> Path:
     with styled(), refusing(OSError, what=f"cannot write into {results}"):
         results.mkdir(parents=True, exist_ok=True)
         for edition in editions(runs):
-            writer = _Writer(results, edition, [run for run in runs if edition.counts(run)])
-            sections += writer.sections(runs_folder)
-        for section in sections:
-            if section.table:
-                stem = results / section.table.name
-                title = f"# {section.title}\n\n{section.table.note}\n\n".replace("\n\n\n\n", "\n\n")
-                stem.with_name(f"{stem.name}.md").write_text(title + section.table.markdown())
-                stem.with_name(f"{stem.name}.csv").write_text(section.table.csv())
+            own = [run for run in runs if edition.includes(run)]
+            sections += _Writer(results, runs_folder, edition, own).sections()
+        for table in filter(None, (section.table for section in sections)):
+            note = f"{table.note}\n\n" if table.note else ""
+            text = f"# {table.title}\n\n{note}{table.markdown()}"
+            (results / f"{table.name}.md").write_text(text)
+            (results / f"{table.name}.csv").write_text(table.csv())
         return write_page(sections, runs, results)
 
 
 class _Writer:
     """Writes one edition's figures, and says what its page shows."""
 
-    def __init__(self, results: Path, edition: Edition, runs: Sequence[Run]) -> None:
-        self.results, self.edition, self.runs = results, edition, runs
+    def __init__(
+        self, results: Path, runs_folder: Path, edition: Edition, runs: Sequence[Run]
+    ) -> None:
+        self.results, self.runs_folder = results, runs_folder
+        self.edition, self.runs = edition, runs
 
-    def sections(self, runs_folder: Path) -> list[Section]:
-        """In the paper's order; of another edition only what there are runs for."""
-        found = []
+    def sections(self) -> list[Section]:
+        """In the paper's order; of another edition only those with runs."""
+        sections = []
         if self.edition.is_paper:
-            found += [self.slopes(), Section(table := architecture_table(), table.title)]
-        found += [self.errors(table) for table in ERROR_TABLES if self.has(table)]
-        found += [self.curves(figure) for figure in CURVE_FIGURES if self.has_curves(figure)]
+            table = architecture_table()
+            sections += [self.slopes(), Section(table.title, table)]
+        sections += [self.errors(table) for table in ERROR_TABLES if self.shows(table)]
+        sections += [self.curves(figure) for figure in CURVE_FIGURES if self.shows(figure)]
         if not self.edition.scaled:
-            found += [*self.pictures(runs_folder), *self.classes()]
-        return sorted(found, key=lambda section: section.order)
+            sections += [*self.pictures(), *self.classes()]
+        return sorted(sections, key=lambda section: section.order)
 
     def title(self, text: str) -> str:
-        """A title that says what it is not of."""
+        """The paper's title, or one that says what the edition is not."""
         if self.edition.is_paper:
             return text
         sources = " and ".join(sorted({run.source for run in self.runs if run.source}))
         how = "SCALED DOWN" if self.edition.scaled else "NOT ImageNet"
-        where = {"imagenet": "on ImageNet"}.get(self.edition.data, f'on images of "{sources}"')
-        return f"{text.replace(' at scale 256', '').partition(', dense')[0]} – {how}, {where}"
+        where = "ImageNet" if self.edition.data == "imagenet" else f'images of "{sources}"'
+        return f"{text.replace(' at scale 256', '').partition(', dense')[0]} – {how}, on {where}"
 
-    def has(self, table: ErrorTable) -> bool:
-        return self._shows(table.name, [row.experiment for row in table.rows if row.experiment])
-
-    def has_curves(self, figure: CurveFigure) -> bool:
-        return self._shows(figure.name, [name for _, name in figure.curves])
-
-    def _shows(self, name: str, experiments: Sequence[str]) -> bool:
-        """Whether this edition has a table or figure of these experiments."""
+    def shows(self, item: ErrorTable | CurveFigure) -> bool:
+        """Whether this edition has the table or figure."""
         if self.edition.is_paper:
             return True
-        wanted = {self.edition.experiment(experiment) for experiment in experiments}
-        known = name in SCALED_TARGETS or not self.edition.scaled
-        return known and any(run.experiment in wanted for run in self.runs)
+        wanted = {self.edition.experiment(name) for name in item.experiments}
+        is_known = item.name in SCALED_TARGETS or not self.edition.scaled
+        return is_known and any(run.experiment in wanted for run in self.runs)
 
-    def figure(self, name: str, drawn: Figure | None) -> list[str]:
-        """Write a figure, or remove the one that nothing supports any more."""
+    def figure(self, name: str, figure: Figure | None) -> list[str]:
+        """Write a figure, or remove a stale one for which there are no runs any more."""
         name += self.edition.suffix
-        if drawn is not None:
-            save_figure(drawn, self.results, name)
+        if figure is not None:
+            save_figure(figure, self.results, name)
             return [name]
         for kind in ("png", "svg"):
             (self.results / f"{name}.{kind}").unlink(missing_ok=True)
@@ -110,70 +109,78 @@ class _Writer:
 
     def errors(self, table: ErrorTable) -> Section:
         title = self.title(table.title)
-        return Section(error_table(table, self.edition, self.runs, title), title)
+        return Section(title, error_table(table, self.edition, self.runs, title))
 
     def slopes(self) -> Section:
         table = slope_table(self.runs)
         shared, wise = (choose(self.runs, self.edition, name) for name in SLOPE_EXPERIMENTS)
-        partial = [c.state for c in (shared, wise) if c.state.startswith("partial")]
+        partial = [chosen.partial for chosen in (shared, wise) if chosen.partial]
         title = f"{table.title} ({'; '.join(partial)})" if partial else table.title
-        any_run = [run for run in [*shared.runs, *wise.runs] if run.slopes]
-        drawn = draw_slopes(shared.runs, wise.runs, title) if any_run else None
-        return Section(table, table.title, self.figure("table1", drawn))
+        has_slopes = any(run.slopes for run in [*shared.runs, *wise.runs])
+        figure = draw_slopes(shared.runs, wise.runs, title) if has_slopes else None
+        return Section(table.title, table, self.figure("table1", figure))
 
-    def curves(self, figure: CurveFigure) -> Section:
-        title = self.title(figure.title)
-        curves = curves_of(figure, self.edition, self.runs)
-        drawn = draw_curves(curves, title, self.edition) if curves else None
-        table = curve_table(figure, self.edition, self.runs, title)
-        return Section(table, title, self.figure(figure.name, drawn))
+    def curves(self, item: CurveFigure) -> Section:
+        title = self.title(item.title)
+        curves = curves_of(item, self.edition, self.runs)
+        figure = draw_curves(curves, title, self.edition) if curves else None
+        table = curve_table(item, self.edition, self.runs, title)
+        return Section(title, table, self.figure(item.name, figure))
 
     def classes(self) -> list[Section]:
-        """Figs. 6 and 7: of the ensemble, and of it against model A with ReLU."""
-        own, new = chosen_result(self.runs, self.edition, ENSEMBLE, DENSE)
-        base, old = chosen_result(self.runs, self.edition, FIG7_BASELINE, DENSE)
-        sections = []
-        title = self.title("Fig. 6: top-5 error of each class, six models together")
-        paper, drawn = self.edition.is_paper, None
+        """Fig. 6, the ensemble's errors by class, and Fig. 7, them less those of A with ReLU."""
+        ours, new = chosen_results(self.runs, self.edition, ENSEMBLE, DENSE)
+        base, old = chosen_results(self.runs, self.edition, FIG7_BASELINE, DENSE)
+        if not self.edition.is_paper and not new:
+            return []
+        title6 = self.title("Fig. 6: top-5 error of each class, six models together")
+        title7 = self.title("Fig. 7: six models together, less model A with ReLU, class by class")
+        errors = differences = None
         if new:
-            drawn = draw_class_errors(new[0][1]["per_class"], title, paper)
-        files = self.figure("fig6", drawn)
-        sections.append(Section(None, title, files, own.state))
-        title = self.title("Fig. 7: six models together, less model A with ReLU, class by class")
-        drawn = None
-        if new and old:
-            names = (_ENSEMBLE_NAME, "A, ReLU, multi-scale")
-            both = (new[0][1]["per_class"], old[0][1]["per_class"])
-            drawn = draw_class_differences(*both, title, names, paper)
-        state = own.state if not own.runs else base.state
-        note = "The paper compares with its team's entry of 2014, which we do not have."
-        sections.append(Section(None, title, self.figure("fig7", drawn), state, note))
-        shown = self.edition.is_paper or new
-        return sections if shown else []
+            by_class = new[0][1]["per_class"]
+            errors = draw_class_errors(by_class, title6, self.edition)
+            if old:
+                names = (_ENSEMBLE_NAME, _BASELINE_NAME)
+                differences = draw_class_differences(
+                    by_class, old[0][1]["per_class"], title7, names=names, edition=self.edition
+                )
+        return [
+            Section(title6, figures=self.figure("fig6", errors), state=ours.state),
+            Section(
+                title7,
+                figures=self.figure("fig7", differences),
+                state=base.state if ours.runs else ours.state,
+                note="The paper compares with its team's entry of 2014, which we do not have.",
+            ),
+        ]
 
-    def pictures(self, runs_folder: Path) -> list[Section]:
+    def pictures(self) -> list[Section]:
         """Figs. 4 and 5; drawn where predictions and images are at hand, else left as they are."""
+        _, tested = chosen_results(self.runs, self.edition, ENSEMBLE, DENSE)
+        if not self.edition.is_paper and not tested:
+            return []
+        folder = self.runs_folder / f"{ENSEMBLE}-{self.edition.data}"
+        saved = folder / "predictions-dense.npz"
         sections = []
-        _, tested = chosen_result(self.runs, self.edition, ENSEMBLE, DENSE)
-        for name, right in (("fig4", True), ("fig5", False)):
-            number, how = name[-1], "right" if right else "wrong, the class is not among the five"
-            title = self.title(f"Fig. {number}: validation images and five guesses, {how}")
-            stem = name + self.edition.suffix
-            saved = runs_folder / f"{ENSEMBLE}-{self.edition.data}" / "predictions-dense.npz"
+        for number, outcome in ((4, "right"), (5, "wrong, the class is not among the five")):
+            title = self.title(f"Fig. {number}: validation images and five predictions, {outcome}")
+            stem = f"fig{number}{self.edition.suffix}"
             if tested and saved.is_file():
-                self._draw_pictures(saved, tested[0][1]["per_class"], title, stem, right)
+                per_class = tested[0][1]["per_class"]
+                self._draw_pictures(saved, per_class, title, stem=stem, right=number == 4)
             files = [stem] if (self.results / f"{stem}.png").is_file() else []
-            sections.append(Section(None, title, files, "not run"))
-        return sections if self.edition.is_paper or tested else []
+            sections.append(Section(title, figures=files, state="not run"))
+        return sections
 
     def _draw_pictures(
-        self, path: Path, per_class: Sequence[dict[str, object]], title: str, stem: str, right: bool
+        self, path: Path, per_class: list[dict[str, Any]], title: str, *, stem: str, right: bool
     ) -> None:
-        saved = read_saved(path)
-        config = next(path.parent.parent.glob(f"*-{self.edition.data}-seed*/config.yaml"))
+        predictions = load_predictions(path)
+        config = next(self.runs_folder.glob(f"*-{self.edition.data}-seed*/config.yaml"))
         names = {row["class"]: class_name(row) for row in per_class}
-        words = [names.get(name, name) for name in saved.classes]
-        pictures = examples(saved, read_yaml(config)["data"]["root"], words, right=right)
+        words = [names.get(name, name) for name in predictions.classes]
+        root = read_yaml(config)["data"]["root"]
+        pictures = examples(predictions, root, words, right=right)
         if pictures:
             for kind in ("png", "svg"):
                 draw_pictures(pictures, self.results / f"{stem}.{kind}", title)

@@ -1,10 +1,49 @@
-"""A run as tables and figures need it, kept as one small JSON file: its record."""
+"""A run as tables and figures need it, kept as one small JSON file: results/records/NAME.json."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-SCALED = "scaled-"  # begins the name of a scaled experiment
+from analysis.report.paper import SCALED_TESTS, Test
+from common.errors import UserError
+
+_SCALED = "scaled-"  # begins the name of a scaled experiment
+
+
+@dataclass(frozen=True)
+class Session:
+    """One start of train.py or eval.py by reproduce.py: a line of sessions.jsonl."""
+
+    program: str
+    command: str
+    status: int
+    commit: str | None = None
+    processes: int | None = None  # None: not known
+    launcher: str = ""
+    began: str = ""
+    seconds: float = 0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Errors at a step, percent."""
+
+    step: int
+    epoch: int
+    top1_error: float
+    top5_error: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The learned slopes of a layer."""
+
+    mean: float
+    quantiles: list[float]
+    count: int
 
 
 @dataclass
@@ -26,25 +65,24 @@ class Run:
     finished: bool = False
     changed: list[str] = field(default_factory=list)  # makes it another experiment: "key: a -> b"
     noted: list[str] = field(default_factory=list)  # differs, but is worth showing
-    val: list[dict[str, float]] = field(default_factory=list)  # step, epoch, errors, images
+    val: list[Validation] = field(default_factory=list)
     train: list[tuple[int, float]] = field(default_factory=list)  # step, loss since the one before
     gradients: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # layer: step, norm
-    slopes: dict[str, dict[str, Any]] = field(default_factory=dict)  # layer: mean, quantiles, count
+    slopes: dict[str, Slopes] = field(default_factory=dict)  # by layer
     hours: float = 0  # of training, without validation
     images_per_second: float | None = None  # median, all processes
     model: str = ""  # as model_label has it
-    sessions: list[dict[str, Any]] = field(default_factory=list)  # what reproduce.py started
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # of result files, by name
+    sessions: list[Session] = field(default_factory=list)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name of the result file
 
     @property
     def scaled(self) -> bool:
-        return (self.experiment or "").startswith(SCALED)
+        return (self.experiment or "").startswith(_SCALED)
 
     @property
     def commit(self) -> str | None:
         """Of the last session that trained; None: not known."""
-        trained = [one for one in self.sessions if one["program"] == "train.py"]
-        return trained[-1]["commit"] if trained else None
+        return next((s.commit for s in reversed(self.sessions) if s.program == "train.py"), None)
 
     @property
     def length(self) -> str:
@@ -53,6 +91,67 @@ class Run:
             return f"{self.steps:,} steps"
         return f"{self.epochs_done} of {self.epochs} epochs"
 
+    def has_reached(self, max_steps: int | None) -> bool:
+        """Whether it is through its epochs, or `max_steps` steps, and validated at the end."""
+        is_through = self.epochs_done >= self.epochs or (
+            max_steps is not None and self.steps >= max_steps
+        )
+        return is_through and self.validated == self.steps
+
+
+@dataclass(frozen=True)
+class Edition:
+    """A way to run all experiments: as the paper did, scaled down, or on another data set."""
+
+    scaled: bool = False
+    data: str = "imagenet"
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether its numbers may be compared with the paper's."""
+        return not self.scaled and self.data == "imagenet"
+
+    @property
+    def note(self) -> str:
+        """What a reader must not miss."""
+        if self.is_paper:
+            return ""
+        if self.scaled:
+            return (
+                "**Scaled down:** small crops, narrow layers, short runs, few test images, as "
+                "configs/experiment/scaled*.yaml say. The paper's numbers, where shown, are for "
+                "orientation; these say nothing about ImageNet."
+            )
+        return "**Not ImageNet:** the paper's numbers, where shown, are for orientation only."
+
+    @property
+    def suffix(self) -> str:
+        """Ends the name of each of its files."""
+        return "" if self.is_paper else f"{'-scaled' if self.scaled else ''}-{self.data}"
+
+    def experiment(self, name: str) -> str:
+        """The file in configs/experiment/ of what a table calls experiment `name`."""
+        return _SCALED + name if self.scaled else name
+
+    def test(self, test: Test) -> Test:
+        return SCALED_TESTS[test] if self.scaled else test
+
+    def includes(self, run: Run) -> bool:
+        """Whether a run is of this edition, and is what its experiment's file says."""
+        is_listed = run.experiment is not None and not run.changed
+        return is_listed and run.scaled == self.scaled and run.data == self.data
+
+    def model_label(self, model: str, extra_convs: int) -> str:
+        """What throughputs are listed by: A, B+9, scaled-small30."""
+        return self.experiment(model) + (f"+{extra_convs}" if extra_convs else "")
+
+
+def editions(runs: Sequence[Run]) -> list[Edition]:
+    """The paper's edition, and every other that there are runs of."""
+    known = {Edition(run.scaled, run.data) for run in runs if run.experiment and not run.changed}
+    others = sorted(known - {Edition()}, key=lambda edition: edition.suffix)
+    return [Edition(), *others]
+
 
 def to_json(run: Run) -> str:
     """The record of a run."""
@@ -60,10 +159,20 @@ def to_json(run: Run) -> str:
 
 
 def from_json(text: str) -> Run:
-    """What to_json made."""
-    return Run(**json.loads(text))
+    """The run of a record; raises ValueError or TypeError if it is damaged."""
+    values = json.loads(text)
+    values["val"] = [Validation(**line) for line in values["val"]]
+    values["slopes"] = {layer: Slopes(**numbers) for layer, numbers in values["slopes"].items()}
+    values["sessions"] = [Session(**line) for line in values["sessions"]]
+    return Run(**values)
 
 
-def model_label(name: str, extra_convs: int, *, scaled: bool) -> str:
-    """What throughputs are kept by: A, B+9, scaled-small30."""
-    return (SCALED if scaled else "") + name + (f"+{extra_convs}" if extra_convs else "")
+def load(results: Path) -> list[Run]:
+    """The records of a results folder, by name; raises UserError for a damaged one."""
+    runs = []
+    for path in sorted((results / "records").glob("*.json")):
+        try:
+            runs.append(from_json(path.read_text()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged or of another version ({error})") from error
+    return runs

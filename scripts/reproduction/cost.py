@@ -1,4 +1,4 @@
-"""What jobs cost: images to process, and hours where the speed of training has been measured."""
+"""What jobs cost: images to process, and GPU hours where throughput has been measured."""
 
 import json
 import shlex
@@ -29,27 +29,26 @@ def given_rates(words: Sequence[str]) -> Rates:
 
     Raises UserError for anything else.
     """
-    found: Rates = {}
+    rates: Rates = {}
     for word in words:
         model, equals, rate = word.partition("=")
         try:
             if equals:
-                found[model] = Throughput(_positive(float(rate)), "given")
+                rates[model] = Throughput(_positive(float(rate)), "given")
                 continue
-            rows = [
-                row for row in json.loads(Path(word).read_text())["rows"] if row["path"] == "ours"
-            ]
-            for row in rows:
+            rows = json.loads(Path(word).read_text())["rows"]
+            ours = [row for row in rows if row["path"] == "ours"]
+            for row in ours:
                 name = f"{row['model']}@{row['scale']}" if "scale" in row else row["model"]
-                found[name] = Throughput(_positive(row["images_per_second"]), word)
-            if not rows:
+                rates[name] = Throughput(_positive(row["images_per_second"]), word)
+            if not ours:
                 raise ValueError(word)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--throughput {word} is neither MODEL=IMAGES_PER_SECOND nor a file that "
                 "`scripts/benchmark.py train --json` or `dense --json` wrote"
             ) from error
-    return found
+    return rates
 
 
 def _positive(rate: float) -> float:
@@ -60,46 +59,48 @@ def _positive(rate: float) -> float:
 
 def run_rates(runs: Sequence[Run]) -> Rates:
     """From the metrics of runs that reproduce.py started with a known number of processes."""
-    seen: dict[str, list[float]] = {}
+    by_model: dict[str, list[float]] = {}
     for run in runs:
-        known = [one for one in run.sessions if one["program"] == "train.py" and one["processes"]]
+        known = [s.processes for s in run.sessions if s.program == "train.py" and s.processes]
         if known and run.images_per_second:
-            seen.setdefault(run.model, []).append(run.images_per_second / known[-1]["processes"])
-    return {model: Throughput(median(rates), "runs so far") for model, rates in seen.items()}
+            by_model.setdefault(run.model, []).append(run.images_per_second / known[-1])
+    return {model: Throughput(median(rates), "runs so far") for model, rates in by_model.items()}
 
 
-def hours(job: Job, rates: Rates) -> float | None:
-    """Hours of one device that a job still needs; None: not measured, as are tests with crops."""
+def gpu_hours(job: Job, rates: Rates) -> float | None:
+    """Hours of one device that a job still needs; None: not measured, as for ten-view tests."""
     is_test = job.program == "eval.py"
-    names = [f"{job.model}@{scale}" for scale in job.dense] if is_test else [job.model]
+    names = [f"{job.model}@{scale}" for scale in job.dense_scales] if is_test else [job.model]
     if not names or any(name not in rates for name in names):
         return None
-    each = (job.images - job.seen) / len(names)
-    return sum(each / rates[name].images_per_second for name in names) / 3600
+    images = (job.images - job.seen) / len(names)
+    return sum(images / rates[name].images_per_second for name in names) / 3600
 
 
 def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher) -> str:
-    """Every job with its command, its state, what it has to process, and the sums."""
+    """Every job with its command, its state and what it still has to process, and the sums."""
+    hours = [gpu_hours(job, rates) for job in jobs]
     lines = []
-    for job in jobs:
-        needed = hours(job, rates)
-        left = job.images - job.seen
-        cost = f"{left:,} images" + ("" if needed is None else f", {needed:,.2f} GPU hours")
-        lines += [f"# {job.name}: {job.state}" + ("" if job.done else f", {cost}")]
-        lines += [shlex.join(launcher.command(job))]
+    for job, needed in zip(jobs, hours, strict=True):
+        cost = f", {job.images - job.seen:,} images"
+        cost += "" if needed is None else f", {needed:,.2f} GPU hours"
+        lines.append(f"# {job.name}: {job.state}{'' if job.done else cost}")
+        lines.append(shlex.join(launcher.command(job)))
     training = [job for job in jobs if job.program == "train.py"]
     left = sum(job.images - job.seen for job in training)
     tests = sum(job.images - job.seen for job in jobs if job.program == "eval.py")
     lines += ["", f"{len(training)} runs, {left:,} images to train on, {tests:,} to test on."]
-    known = [value for job in training if (value := hours(job, rates)) is not None]
-    missing = sorted({job.model for job in training if job.model not in rates and not job.done})
-    if known:
+    pairs = [(job, needed) for job, needed in zip(jobs, hours, strict=True) if needed is not None]
+    trained = [needed for job, needed in pairs if job.program == "train.py"]
+    tested = [needed for job, needed in pairs if job.program == "eval.py"]
+    models = {job.model for job in training}
+    missing = sorted({job.model for job in training if not job.done} - rates.keys())
+    if trained:
         of = " of the measured models" if missing else ""
-        lines.append(f"Training{of} takes about {sum(known):,.1f} GPU hours.")
-        used = {job.model for job in training} & rates.keys()
-        told = (f"{m} {rates[m].images_per_second:.4g} ({rates[m].source})" for m in sorted(used))
-        lines.append(f"Images per second of one GPU: {', '.join(told)}.")
-    tested = [value for job in jobs if job.dense and (value := hours(job, rates)) is not None]
+        lines.append(f"Training{of} takes about {sum(trained):,.1f} GPU hours.")
+        used = [(model, rates[model]) for model in sorted(models & rates.keys())]
+        speeds = [f"{model} {rate.images_per_second:.4g} ({rate.source})" for model, rate in used]
+        lines.append(f"Images per second of one GPU: {', '.join(speeds)}.")
     if tested:
         lines.append(f"{len(tested)} dense tests take about {sum(tested):,.1f} GPU hours.")
     if missing:

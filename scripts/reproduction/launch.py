@@ -1,4 +1,4 @@
-"""Does jobs, on this machine or on a cluster; one that fails does not stop the others."""
+"""Runs jobs on this machine or on a cluster; one that fails does not stop the others."""
 
 import json
 import os
@@ -10,17 +10,18 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from analysis.report.runs import Session
+from common.errors import Stopped
 from common.machine import commit
 from scripts.reproduction.plan import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = ("local", "torchrun", "slurm")
-STOPPED = 75  # the programs' status once a signal has made them save and leave
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,16 @@ class Launcher:
     processes: int = 1  # torchrun: on this machine
 
     def command(self, job: Job) -> list[str]:
-        """The command line, as typed in the folder where we are."""
+        """The command line, as typed in the current folder."""
         program = os.path.relpath(ROOT / job.program)
-        match self.kind:
-            case "torchrun":
-                start = ["torchrun", f"--nproc-per-node={self.processes}", program]
-            case "slurm":
-                # singleton: after a job of the same run that was submitted before, and of which
-                # this process knows nothing.
-                name = [f"--job-name={job.name}", "--dependency=singleton"]
-                file = f"{job.program.removesuffix('.py')}.sbatch"
-                script = os.path.relpath(ROOT / "scripts" / "slurm" / file)
-                start = ["sbatch", "--wait", *name, script]
-            case _:
-                start = ["python", program]
+        start = ["python", program]
+        if self.kind == "torchrun":
+            start = ["torchrun", f"--nproc-per-node={self.processes}", program]
+        elif self.kind == "slurm":
+            script = ROOT / "scripts" / "slurm" / f"{job.program.removesuffix('.py')}.sbatch"
+            # singleton: waits for a job of the same run that an earlier call has submitted.
+            name = [f"--job-name={job.name}", "--dependency=singleton"]
+            start = ["sbatch", "--wait", *name, os.path.relpath(script)]
         return [*start, *job.arguments]
 
     def start(self, job: Job) -> "subprocess.Popen[bytes]":
@@ -66,7 +63,7 @@ class Outcome:
 
 
 class Runner:
-    """Does jobs in order, on a cluster as many at once as it has room for."""
+    """Runs jobs in order; on a cluster all at once, each when what it needs is done."""
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
@@ -76,41 +73,41 @@ class Runner:
         self.version = commit()
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
-        """Do all jobs that are not done; one whose needs have failed is left out."""
+        """Run all jobs that are not done, except those that need a failed one."""
         before = signal.signal(signal.SIGTERM, self.pass_on)
         workers = max(1, len(jobs)) if self.launcher.kind == "slurm" else 1
         futures: dict[int, Future[bool]] = {}
         try:
             with ThreadPoolExecutor(workers) as pool:
-                for job in jobs:  # needs come first, so that one worker never waits for itself
+                for job in jobs:  # needs come first, so a single worker never waits for itself
                     needs = [futures[id(need)] for need in job.needs]
-                    futures[id(job)] = pool.submit(self.do, job, needs)
+                    futures[id(job)] = pool.submit(self.run_one, job, needs)
                 try:
                     for future in futures.values():
                         future.result()
-                except KeyboardInterrupt:  # the terminal has told the programs, too
+                except KeyboardInterrupt:  # the programs have got it from the terminal, too
                     self.outcome.stopped = True
         finally:
             signal.signal(signal.SIGTERM, before)
         return self.outcome
 
-    def do(self, job: Job, needs: Sequence["Future[bool]"]) -> bool:
-        """Whether the job is done in the end."""
-        ready = all(need.result() for need in needs)
+    def run_one(self, job: Job, needs: Sequence["Future[bool]"]) -> bool:
+        """Run a job once its needs are done; returns whether it is done in the end."""
+        is_ready = all(need.result() for need in needs)
         command = shlex.join(self.launcher.command(job))
         if job.done:
             print(f"== {job.name}: {job.program} is done", flush=True)
             return True
         if self.outcome.stopped:
             return False
-        if not ready:
+        if not is_ready:
             self.outcome.failed[command] = "not started: what it needs has failed"
             return False
         print(f"== {command}", flush=True)
         began, status = datetime.now(UTC), self.wait(job)
-        if status in (0, STOPPED) and job.folder.is_dir():
-            self.note(job, command, began, status)
-        if status == STOPPED:
+        if status in (0, Stopped.status) and job.folder.is_dir():
+            self.log_session(job, command, began, status)
+        if status == Stopped.status:
             self.outcome.stopped = True
         elif status and not self.outcome.stopped:
             self.outcome.failed[command] = f"exit status {status}"
@@ -139,20 +136,20 @@ class Runner:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
-    def note(self, job: Job, command: str, began: datetime, status: int) -> None:
-        """A line about this session in the run's folder, for the report."""
-        roots = [key.partition("=")[2] for key in job.arguments if key.startswith("data.root=")]
-        for root in roots:
-            command = command.replace(root, "DATA")
-        line = {
-            "program": job.program,
-            "command": command,
-            "commit": self.version,
-            "launcher": self.launcher.kind,
-            "processes": self.launcher.processes if self.launcher.kind != "slurm" else None,
-            "began": began.isoformat(timespec="seconds"),
-            "seconds": round((datetime.now(UTC) - began).total_seconds(), 1),
-            "status": status,
-        }
+    def log_session(self, job: Job, command: str, began: datetime, status: int) -> None:
+        """Add a line to the run's sessions.jsonl, for the report."""
+        for key in job.arguments:
+            if key.startswith("data.root="):
+                command = command.replace(key.partition("=")[2], "DATA")
+        session = Session(
+            program=job.program,
+            command=command,
+            status=status,
+            commit=self.version,
+            processes=self.launcher.processes if self.launcher.kind != "slurm" else None,
+            launcher=self.launcher.kind,
+            began=began.isoformat(timespec="seconds"),
+            seconds=round((datetime.now(UTC) - began).total_seconds(), 1),
+        )
         with open(job.folder / "sessions.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(asdict(session)) + "\n")

@@ -1,4 +1,4 @@
-"""Which runs and evaluations a table or figure needs, and the command line of each."""
+"""Which runs and tests a table or figure needs, and the command line of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,54 +6,44 @@ from functools import cache
 from pathlib import Path
 
 from analysis.report.paper import (
+    CURVE_FIGURES,
     DENSE,
     ENSEMBLE,
     ENSEMBLE_MEMBERS,
-    FIG2,
-    FIG3,
+    ERROR_TABLES,
     FIG7_BASELINE,
     SCALED_SEEDS,
-    SCALED_TESTS,
-    SEC22,
     SEC22_DEPTH,
     SLOPE_EXPERIMENTS,
-    TABLE2,
-    TABLE4,
-    TABLE5,
-    TABLE6,
     Test,
 )
-from analysis.report.read import read_run
-from analysis.report.runs import SCALED, model_label
+from analysis.report.read import read_progress
+from analysis.report.runs import Edition, Run
 from configs.schema import TrainConfig
 from configs.store import compose_config, read_yaml, to_dict
-from data.sources.imagenet import has_tars
+from data.sources.imagenet import NUM_IMAGES, has_tars
 from data.sources.index import class_names, scan_folder
 from data.synthetic import make_synthetic
 from engine.run_folder import differences
 
-DONE = "done"
 RUNS = Path("runs")
-IMAGENET = {"train": 1_281_167, "val": 50_000}
 _OF_EVAL = ("loader", "device=", "timeout=", "data.on_error=")  # keys that eval.py shares
 
-# What a target needs: experiments, and how their networks are tested.
-_TABLES = {
-    table.name: [(row.experiment, row.test) for row in table.rows if row.experiment]
-    for table in (TABLE2, TABLE4, TABLE5, TABLE6, SEC22)
-}
+# What a target needs: experiments, and how their networks are tested (None: not at all).
 NEEDS: dict[str, list[tuple[str, Test | None]]] = {
     "table1": [(name, None) for name in SLOPE_EXPERIMENTS],
     "table3": [],
-    **{name: list(dict.fromkeys(rows)) for name, rows in _TABLES.items()},
-    "table7": [(ENSEMBLE, DENSE)],
-    **{figure.name: [(name, None) for _, name in figure.curves] for figure in (FIG2, FIG3)},
+    **{
+        table.name: list(dict.fromkeys((r.experiment, r.test) for r in table.rows if r.experiment))
+        for table in ERROR_TABLES
+    },
+    **{fig.name: [(name, None) for name in fig.experiments] for fig in CURVE_FIGURES},
     "fig4": [(ENSEMBLE, DENSE)],
     "fig5": [(ENSEMBLE, DENSE)],
     "fig6": [(ENSEMBLE, DENSE)],
     "fig7": [(ENSEMBLE, DENSE), (FIG7_BASELINE, DENSE)],
 }
-NEEDS["sec22"] += [(name, None) for _, name in SEC22_DEPTH.curves]
+NEEDS["sec22"] += NEEDS.pop(SEC22_DEPTH.name)
 TARGETS = sorted(NEEDS, key=lambda name: (("t", "f", "s").index(name[0]), name))
 
 
@@ -72,31 +62,35 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A training run or an evaluation."""
+    """A training run or a test."""
 
-    name: str  # of its folder in runs/
+    name: str
     program: str  # train.py | eval.py
     arguments: Sequence[str]
     folder: Path
     images: int  # to be processed in all
     seen: int  # of them
-    state: str  # done | resume at step N | to do
-    model: str  # as throughputs are kept by
+    done: bool
+    model: str = ""  # what its throughput is listed by; "": several models
+    steps: int = 0  # done by a training run
     needs: Sequence["Job"] = ()
-    dense: Sequence[int] = ()  # scales of a dense test, each with as many images
+    dense_scales: Sequence[int] = ()  # of a dense test, each with as many images
 
     @property
-    def done(self) -> bool:
-        return self.state == DONE
+    def state(self) -> str:
+        """For a person."""
+        if self.done:
+            return "done"
+        return f"resume at step {self.steps:,}" if self.steps else "to do"
 
 
 def data_arguments(root: str | None) -> list[str]:
-    """Keys of train.py for a data set; raises UserError if it is none."""
+    """Keys of train.py for a data set; raises UserError if there is none at `root`."""
     if root is None:
         return []
     path = Path(root).expanduser().absolute()
-    imagenet = path.is_dir() and (has_tars(path) or len(class_names(path, "train")) == 1000)
-    return [*([] if imagenet else ["data=folder"]), f"data.root={root}"]
+    is_imagenet = path.is_dir() and (has_tars(path) or len(class_names(path, "train")) == 1000)
+    return [*([] if is_imagenet else ["data=folder"]), f"data.root={root}"]
 
 
 def plan(request: Request) -> list[Job]:
@@ -107,77 +101,101 @@ def plan(request: Request) -> list[Job]:
     planner = _Planner(request)
     for target in request.targets:
         for experiment, test in NEEDS[target]:
-            planner.add(experiment, test)
+            if experiment == ENSEMBLE:
+                planner.add_ensemble()
+            else:
+                planner.add_experiment(experiment, test)
     return list(planner.jobs.values())
 
 
 class _Planner:
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.edition = Edition(scaled=request.scaled)
         self.data = data_arguments(request.data)
-        self.jobs: dict[str, Job] = {}  # by result file, or folder of the run
-        self.training = cache(self._training)
+        self.jobs: dict[Path, Job] = {}  # by result file, or folder of the run
+        self.train = cache(self._train)
 
-    def add(self, experiment: str, test: Test | None) -> None:
+    def add_experiment(self, experiment: str, test: Test | None) -> None:
         """The runs of an experiment, one for each seed, and their tests."""
-        if experiment == ENSEMBLE:
-            self.ensemble()
-            return
         for seed in self.request.seeds or (SCALED_SEEDS if self.request.scaled else (0,)):
-            self.member(experiment, seed, test)
+            self.train(experiment, seed)
+            if test is not None:
+                self.test(experiment, seed, test)
 
-    def member(self, experiment: str, seed: int, test: Test | None) -> Job:
-        """A run, and its test if it is to have one; returns the last of them."""
-        run, config = self.training(experiment, seed)
-        if test is None:
-            return run
-        save = not self.request.scaled and (experiment, seed) in ENSEMBLE_MEMBERS and test is DENSE
-        return self.testing(run, config, test, save)
+    def add_ensemble(self) -> None:
+        """Table 7: the saved predictions of the six models, combined."""
+        tests = [self.test(experiment, seed, DENSE) for experiment, seed in ENSEMBLE_MEMBERS]
+        _, config = self.train(*ENSEMBLE_MEMBERS[0])
+        self.evaluate(
+            DENSE,
+            folder=Path(config.runs) / f"{ENSEMBLE}-{config.data.name}",
+            files=[test.folder / "predictions-dense.npz" for test in tests],
+            images=_count_images(config, "val"),
+            root=config.data.root,
+            save=True,
+            needs=tests,
+        )
 
-    def _training(self, experiment: str, seed: int) -> tuple[Job, TrainConfig]:
+    def _train(self, experiment: str, seed: int) -> tuple[Job, TrainConfig]:
         request = self.request
-        name = SCALED + experiment if request.scaled else experiment
-        arguments = [f"experiment={name}", f"seed={seed}", *self.data]
+        arguments = [f"experiment={self.edition.experiment(experiment)}", f"seed={seed}"]
+        arguments += self.data
         arguments += [f"max_steps={request.steps}"] if request.steps else []
         arguments += [f"runs={request.runs}"] if request.runs != RUNS else []
         arguments += request.overrides
         config = compose_config(arguments, TrainConfig)
-        folder = Path(config.runs) / config.name
-        images = config.epochs * _count(config, "train")
+        images = config.epochs * _count_images(config, "train")
         if config.max_steps is not None:
             images = min(images, config.max_steps * config.batch_size)
-        state, steps = _progress(folder, config)
-        place = (config.name, "train.py", arguments, folder)
-        names = (config.model.name, config.model.extra_convs)
-        model = model_label(*names, scaled=request.scaled)
-        seen = min(images, steps * config.batch_size)
-        job = Job(*place, images, seen, state, model)
-        return self.jobs.setdefault(str(folder), job), config
+        run = _existing_run(config)
+        job = Job(
+            name=config.name,
+            program="train.py",
+            arguments=arguments,
+            folder=config.folder,
+            images=images,
+            seen=min(images, run.steps * config.batch_size) if run else 0,
+            done=run is not None and run.has_reached(config.max_steps),
+            steps=run.steps if run else 0,
+            model=self.edition.model_label(config.model.name, config.model.extra_convs),
+        )
+        return self.jobs.setdefault(job.folder, job), config
 
-    def testing(self, run: Job, config: TrainConfig, test: Test, save: bool) -> Job:
-        """The test of a run's last checkpoint; save: its predictions too, for an ensemble."""
-        test = SCALED_TESTS[test] if self.request.scaled else test
-        last = run.folder / "checkpoints" / "last.pt"
-        images = min(_count(config, "val"), test.subset or IMAGENET["train"])
-        return self.evaluation(
-            run.name, run.folder, [last], test, images, save, run.model, [run], self.request.data
+    def test(self, experiment: str, seed: int, test: Test) -> Job:
+        """The test of a run's last checkpoint; a member of the ensemble saves its predictions."""
+        run, config = self.train(experiment, seed)
+        is_member = not self.request.scaled and (experiment, seed) in ENSEMBLE_MEMBERS
+        save = is_member and test is DENSE
+        test = self.edition.test(test)
+        images = min(_count_images(config, "val"), test.subset or NUM_IMAGES["train"])
+        return self.evaluate(
+            test,
+            folder=run.folder,
+            files=[run.folder / "checkpoints" / "last.pt"],
+            images=images * len(test.scales),
+            root=self.request.data,
+            save=save,
+            needs=[run],
+            model=run.model,
+            dense_scales=test.scales if test.views == "dense" else (),
         )
 
-    def evaluation(
+    def evaluate(
         self,
-        name: str,
+        test: Test,
+        *,
         folder: Path,
         files: Sequence[Path],
-        test: Test,
         images: int,
-        save: bool,
-        model: str,
-        needs: Sequence[Job],
         root: str | None,
+        save: bool,
+        needs: Sequence[Job],
+        model: str = "",
+        dense_scales: Sequence[int] = (),
     ) -> Job:
+        """A run of eval.py on checkpoints or saved predictions; save: its predictions."""
         out = folder / f"result-{test.name}.json"
-        if str(out) in self.jobs:
-            return self.jobs[str(out)]
         several = f"[{','.join(map(str, files))}]"
         arguments = [f"checkpoint={files[0] if len(files) == 1 else several}"]
         arguments += [f"views={test.views}", f"scales={list(test.scales)}".replace(" ", "")]
@@ -189,51 +207,40 @@ class _Planner:
             products.append(folder / f"predictions-{test.name}.npz")
             arguments.append(f"save_predictions={products[1]}")
         arguments += [key for key in self.request.overrides if key.startswith(_OF_EVAL)]
-        new = all(job.done for job in needs) and _newer(products, files)
-        images *= 1 if name.startswith(ENSEMBLE) else len(test.scales)
-        state = DONE if new else "to do"
-        seen = images if new else 0
-        dense = test.scales if test.views == "dense" and model else ()
+        done = all(job.done for job in needs) and _are_newer(products, files)
         job = Job(
-            name, "eval.py", arguments, folder, images, seen, state, model, tuple(needs), dense
+            name=folder.name,
+            program="eval.py",
+            arguments=arguments,
+            folder=folder,
+            images=images,
+            seen=images if done else 0,
+            done=done,
+            model=model,
+            needs=needs,
+            dense_scales=dense_scales,
         )
-        self.jobs[str(out)] = job
-        return job
-
-    def ensemble(self) -> None:
-        """Table 7: the six models' saved predictions together."""
-        tests = [self.member(*member, DENSE) for member in ENSEMBLE_MEMBERS]
-        _, config = self.training(*ENSEMBLE_MEMBERS[0])
-        files = [test.folder / "predictions-dense.npz" for test in tests]
-        name = f"{ENSEMBLE}-{config.data.name}"
-        images = _count(config, "val")
-        folder = Path(config.runs) / name
-        self.evaluation(name, folder, files, DENSE, images, True, "", tests, config.data.root)
+        return self.jobs.setdefault(out, job)
 
 
-def _count(config: TrainConfig, split: str) -> int:
+def _count_images(config: TrainConfig, split: str) -> int:
     """Images of a split; ImageNet need not be there to plan with it."""
     if config.data.name == "imagenet":
-        return IMAGENET[split]
+        return NUM_IMAGES[split]
     if config.data.name == "synthetic":
         make_synthetic(Path(config.data.root))
     return len(scan_folder(config.data.root, split))
 
 
-def _progress(folder: Path, config: TrainConfig) -> tuple[str, int]:
-    """State of a run, and steps done; to do where the folder holds another run."""
-    found = read_run(folder, whole=False)
-    if found is None or differences(read_yaml(folder / "config.yaml"), to_dict(config)):
-        return "to do", 0
-    complete = found.epochs_done >= config.epochs or (
-        config.max_steps is not None and found.steps >= config.max_steps
-    )
-    if complete and found.validated == found.steps:
-        return DONE, found.steps
-    return (f"resume at step {found.steps:,}" if found.steps else "to do"), found.steps
+def _existing_run(config: TrainConfig) -> Run | None:
+    """The run of this configuration as far as it is; None if its folder holds none, or another."""
+    path = config.folder / "config.yaml"
+    if not path.is_file() or differences(read_yaml(path), to_dict(config)):
+        return None
+    return read_progress(config.folder)
 
 
-def _newer(products: Sequence[Path], sources: Sequence[Path]) -> bool:
+def _are_newer(products: Sequence[Path], sources: Sequence[Path]) -> bool:
     """Whether all products are there, and none is older than a source."""
     if not all(path.is_file() for path in [*products, *sources]):
         return False
