@@ -1,86 +1,235 @@
-"""Runs a viewer over a data set: images of equal size together, part by part."""
+"""One checkpoint: which images it is tested on, and their scores at every scale."""
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from scipy.special import softmax
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.schema import EvalConfig
-from data.draws import Ints, centre_batches
+from common.errors import Stopped
+from configs.schema import EvalConfig, TrainConfig
+from configs.store import from_dict
+from configs.validate import require
+from data.draws import Ints, centre_batches, subset
 from data.loading import load
-from data.sources.index import ImageIndex
+from data.sources.cache import OnProgress, no_report
+from data.sources.index import ImageIndex, class_names, scan_folder
+from engine.checkpoint import load_checkpoint
+from engine.distributed import World
+from engine.precision import set_precision
 from engine.stopping import StopRequest
-from evaluation.score_shards import Parts
-from evaluation.scorer import Viewer
+from evaluation.pictures import open_pictures
+from evaluation.predictions import (
+    Floats,
+    Predictions,
+    hash_of_images,
+    load_predictions,
+    weighted_mean,
+)
+from evaluation.score_shards import ScoreShards
+from evaluation.scorer import Scorer
+from evaluation.submission import open_test_images
+from evaluation.views import default_scales, full_image_scale, scale_weights
+from models.network import build_network
 
-# Images waiting for others of their size, in batches: bounds memory.
-_WAITING = 16
+# Images that wait for others of their size, in batches: bounds memory.
+_MAX_WAITING = 16
+
+
+@dataclass
+class NetworkScores:
+    """What one network says of all images."""
+
+    predictions: Predictions  # all scales combined
+    by_scale: dict[int, Floats] = field(
+        default_factory=dict
+    )  # [N, K]; {}: not known
+    root: str | None = None  # the data set; None: not known
+
+
+def open_scores(path: Path, config: EvalConfig, stop: StopRequest, folder: Path) -> NetworkScores:
+    """The scores of a checkpoint, or of a file of saved predictions (.npz)."""
+    if path.suffix == ".npz":
+        return NetworkScores(load_predictions(path))
+    return evaluate_checkpoint(path, config, stop, folder)
+
+
+def evaluate_checkpoint(
+    path: Path, config: EvalConfig, stop: StopRequest, folder: Path
+) -> NetworkScores:
+    """Score all images at all scales, less those whose scores are in `folder` already.
+
+    Raises Stopped, with the scores so far of all processes in `folder`, if a signal asks for it.
+    """
+    state = load_checkpoint(path)
+    run = from_dict(state["config"], TrainConfig)
+    crop, val_scale = run.data.crop, run.data.validation_scale
+    scales = config.scales or default_scales(config.views, crop, val_scale)
+    require(
+        min(scales) >= crop,
+        f"scale {min(scales)} is smaller than the views of {crop} pixels",
+    )
+    root = config.data.root or run.data.root
+    index = open_images(config, root, state["classes"], stop.world.watch.alive)
+    indices = subset(len(index), config.subset)
+    images = hash_of_images(index, indices)
+    scorer = _build_scorer(config, state, run, scales=scales, world=stop.world)
+    by_scale = {}
+    for scale in scales:
+        key = _shards_key(path, config, scorer, images=images, scale=scale)
+        shards = ScoreShards(folder / key, len(indices), len(index.classes))
+        score_images(scorer, index, shards, indices=indices, scale=scale, config=config, stop=stop)
+        if stop.agreed():
+            raise Stopped(f"stopped by a signal at scale {scale}, saved in {folder}")
+        by_scale[scale] = shards.read()
+    weights = scale_weights(config.views, scales, crop, val_scale)
+    scores = weighted_mean(list(by_scale.values()), weights)
+    if config.average == "logits":
+        scores = softmax(scores, axis=1)
+        by_scale = {scale: softmax(logits, axis=1) for scale, logits in by_scale.items()}
+    predictions = Predictions(scores, index.labels[indices], index.classes, images)
+    return NetworkScores(predictions, by_scale, root)
+
+
+def open_images(
+    config: EvalConfig, root: str, classes: list[str], on_progress: OnProgress = no_report
+) -> ImageIndex:
+    """The images to test on: a split of the data set in `root`, or the user's own pictures.
+
+    classes: those that the network knows. Raises UserError if there are no images, if the
+    validation images have other classes, or if the test images cannot make a submission.
+    """
+    if config.images is not None:
+        return open_pictures(config.images, classes)
+    if config.split == "test":
+        return open_test_images(root, classes, on_progress)
+    num_classes = len(class_names(root, "val"))
+    require(
+        num_classes == len(classes),
+        f"{root} has {num_classes} validation classes but the checkpoint knows {len(classes)}: "
+        "give the data.root it was trained for",
+    )
+    return scan_folder(root, "val", classes, on_progress)
+
+
+def _build_scorer(
+    config: EvalConfig,
+    state: dict[str, Any],
+    run: TrainConfig,
+    *,
+    scales: list[int],
+    world: World,
+) -> Scorer:
+    precision = set_precision(config.precision or run.precision, world.device)
+    network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
+    network.load_state_dict(state.pop("network"))  # frees a large model's second copy
+    return Scorer(
+        network=network.to(world.device).to(memory_format=torch.channels_last),
+        mean=state["mean"].to(world.device),
+        precision=precision,
+        crop=run.data.crop,
+        views=config.views,
+        average=config.average,
+        square=config.square,
+        on_map=config.on_map,
+        full_image_scale=full_image_scale(scales, run.data.validation_scale),
+    )
+
+
+def _shards_key(path: Path, config: EvalConfig, scorer: Scorer, *, images: str, scale: int) -> str:
+    """The name of the folder of shards: it changes with all that the scores depend on."""
+    stat = path.stat()
+    text = json.dumps(
+        [
+            str(path.absolute()),
+            stat.st_size,
+            stat.st_mtime_ns,
+            images,
+            scale,
+            scorer.views,
+            scorer.average,
+            scorer.square,
+            scorer.on_map,
+            scorer.full_image_scale,
+            scorer.precision.name,
+            config.data.on_error,
+        ]
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def score_images(
-    viewer: Viewer,
+    scorer: Scorer,
     index: ImageIndex,
-    chosen: Ints,
+    shards: ScoreShards,
+    *,
+    indices: Ints,
     scale: int,
-    parts: Parts,
-    mine: Ints,
     config: EvalConfig,
-    on_event: Callable[[str], None],
     stop: StopRequest,
 ) -> None:
-    """Fill `parts` with the scores of chosen[mine], resized to `scale`; told to stop, with some.
+    """Fill this process's shards with the scores of index[indices], resized to `scale`.
 
-    Scores do not depend on which images are together in a batch.
+    Stops early, with the shards kept, if a signal asks for it. Scores do not depend on which images
+    share a batch.
     """
-    draws = centre_batches(chosen[mine], scale, config.batch_size)
-    batches = load(index, draws, None, config.loader, config.data.on_error, on_event)
-    bar = tqdm(total=len(mine), desc=f"scale {scale}", unit="img", disable=None)
+    pending = shards.pending(stop.world.rank, stop.world.size)
+    if not len(pending):
+        return
+    draws = centre_batches(indices[pending], scale, config.batch_size)
+    batches = load(index, draws, None, config.loader, config.data.on_error, print)
+    bar = tqdm(total=len(pending), desc=f"scale {scale}", unit="img", disable=None)
     with closing(batches), bar:
 
-        def images() -> Iterator[tuple[int, Tensor]]:
-            """Position and pixels of every readable image."""
-            positions = iter(mine)
+        def readable_images() -> Iterator[tuple[int, Tensor]]:
+            """Position and pixel values of each."""
+            positions = iter(pending.tolist())
             for batch in batches:
                 for image, replaced in zip(batch.images, batch.replaced.tolist(), strict=True):
-                    position = int(next(positions))
-                    if not replaced:
+                    position = next(positions)
+                    if replaced:
+                        shards.put(position, None)
+                        bar.update()
+                    else:
                         yield position, image
-                        continue
-                    parts.put(position, None)
-                    bar.update()
 
-        for positions, pixels in equal_sizes(images(), config.batch_size):
+        for positions, images in batch_by_size(readable_images(), config.batch_size):
             stop.world.watch.alive(f"scale {scale}")
-            scores = viewer.scores(pixels).numpy()
+            scores = scorer.scores(images).numpy()
             for position, row in zip(positions, scores, strict=True):
-                parts.put(position, row)
+                shards.put(position, row)
             bar.update(len(positions))
             if stop.asked:
-                parts.keep()
+                shards.keep()
                 return
 
 
-def equal_sizes(
+def batch_by_size(
     images: Iterator[tuple[int, Tensor]], batch_size: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Batches of up to `batch_size` images of one size: their positions, and [B, H, W, 3]."""
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
-    count = 0
-    for item in images:
-        group = waiting[item[1].shape]
-        group.append(item)
-        count += 1
-        if len(group) == batch_size or count >= _WAITING * batch_size:
+    num_waiting = 0
+    for position, image in images:
+        group = waiting[image.shape]
+        group.append((position, image))
+        num_waiting += 1
+        if len(group) == batch_size or num_waiting >= _MAX_WAITING * batch_size:
             largest = max(waiting, key=lambda shape: len(waiting[shape]))
             group = waiting.pop(largest)
-            count -= len(group)
-            yield _together(group)
-    for group in waiting.values():
-        yield _together(group)
+            num_waiting -= len(group)
+            yield _stack(group)
+    yield from map(_stack, waiting.values())
 
 
-def _together(group: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
-    return [position for position, _ in group], torch.stack([image for _, image in group])
+def _stack(group: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
+    positions, images = zip(*group, strict=True)
+    return list(positions), torch.stack(images)

@@ -2,7 +2,8 @@
 
 import hashlib
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +20,64 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities of N images. Rows of unreadable images are not numbers."""
+    """Probabilities of N images; NaN for unreadable ones."""
 
     scores: Floats  # [N, K]
     labels: Ints  # [N]
     classes: list[str]  # [K]
-    images: str  # which images these are, and their order
+    images: str  # the hash of these images in this order
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """[N]"""
+        return readable(self.scores)
 
 
-def image_list(index: ImageIndex, chosen: Ints) -> str:
-    """Hex SHA-256 of the images `chosen` of an index: predictions of other lists never mix."""
+def readable(scores: Floats) -> npt.NDArray[np.bool_]:
+    """Which of the images of scores [N, K] could be read: bool [N]."""
+    return np.asarray(np.isfinite(scores).all(axis=1))
+
+
+def best_classes(scores: Floats, count: int) -> Ints:
+    """The `count` classes of highest score of each row [N, K], the best first: int64 [N, count].
+
+    Classes of equal score come in the order of their index, as errors are counted.
+    """
+    return np.argsort(-scores, axis=1, kind="stable")[:, :count].astype(np.int64)
+
+
+def hash_of_images(index: ImageIndex, indices: Ints) -> str:
+    """Hex SHA-256 of index[indices]: predictions of different images are never combined."""
     digest = hashlib.sha256(index.fingerprint().encode())
-    digest.update(np.ascontiguousarray(chosen, "<i8").tobytes())
+    digest.update(np.ascontiguousarray(indices, "<i8").tobytes())
     return digest.hexdigest()
 
 
-def weighted_mean(parts: list[Floats], weights: list[float]) -> Floats:
+def weighted_mean(scores: Sequence[Floats], weights: Sequence[float]) -> Floats:
     """Mean of scores [N, K] of scales or networks, in double precision."""
-    total = np.zeros(parts[0].shape, np.float64)
-    for part, weight in zip(parts, weights, strict=True):
-        total += weight * part.astype(np.float64)
+    total = np.zeros(scores[0].shape, np.float64)
+    for each, weight in zip(scores, weights, strict=True):
+        total += weight * each.astype(np.float64)
     return (total / sum(weights)).astype(np.float32)
 
 
-def ensemble(members: dict[str, Predictions], weights: list[float] | None) -> Predictions:
-    """The weighted mean of networks' probabilities (Table 7); members by name.
+def ensemble(networks: dict[str, Predictions], weights: list[float] | None) -> Predictions:
+    """The weighted mean of networks' probabilities (Table 7); networks by name.
 
-    Raises UserError where they are of different images or classes, or weights do not fit.
+    Raises UserError if they are of different images or classes, or if the weights do not fit.
     """
-    (first_name, first), *others = members.items()
+    (first_name, first), *others = networks.items()
     for name, other in others:
         if other.images != first.images or other.classes != first.classes:
             raise UserError(f"{name} and {first_name} are predictions of different image lists")
-    weights = weights or [1.0] * len(members)
-    if len(weights) != len(members) or min(weights) < 0 or sum(weights) <= 0:
-        raise UserError(f"weights={weights} must be {len(members)} numbers, none negative")
-    scores = weighted_mean([member.scores for member in members.values()], weights)
-    return Predictions(scores, first.labels, first.classes, first.images)
+    weights = weights or [1.0] * len(networks)
+    if len(weights) != len(networks) or min(weights) < 0 or sum(weights) <= 0:
+        raise UserError(f"weights={weights} must be {len(networks)} numbers, none negative")
+    return replace(first, scores=weighted_mean([n.scores for n in networks.values()], weights))
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
-    """Write probabilities (float16), labels, classes and the image list's hash, atomically."""
+    """Write probabilities (float16), labels, classes and the hash of the images, atomically."""
     arrays: dict[str, Any] = {
         "probabilities": predictions.scores.astype(np.float16),
         "labels": predictions.labels.astype(np.int32),

@@ -1,28 +1,38 @@
-"""The file that the ILSVRC evaluation server takes for the classification task."""
+"""The test images of ILSVRC 2012, and the file that its evaluation server takes (Table 7)."""
 
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import write_atomically
+from configs.validate import require
 from data.draws import Ints
+from data.sources.cache import OnProgress
+from data.sources.folders import images_in
 from data.sources.imagenet import open_devkit
-from evaluation.predictions import Predictions
+from data.sources.index import ImageIndex, scan_folder
+from evaluation.predictions import Predictions, best_classes
 
 
-def best_classes(scores: np.ndarray, count: int) -> Ints:
-    """The `count` classes of highest score of each row [N, K], best first: int64 [N, count].
+def open_test_images(root: str, classes: list[str], on_progress: OnProgress) -> ImageIndex:
+    """The images in root/test, or in the official tar, by name; their labels are -1.
 
-    Classes of equal score come in the order of their index, as errors are counted.
+    Raises UserError if there are none, or if no submission could be made of them.
     """
-    return np.argsort(-scores, axis=1, kind="stable")[:, :count].astype(np.int64)
+    submission_ids(root, classes)  # after hours of testing it would be too late
+    folder = Path(root).expanduser().absolute() / "test"
+    if not folder.is_dir():
+        return scan_folder(root, "test", classes, on_progress)
+    names = images_in(folder)
+    require(len(names) > 0, f"{folder} has no image in it: test images lie there without folders")
+    return ImageIndex(classes, np.full(len(names), -1, np.int64), str(folder), names)
 
 
 def submission_ids(root: str, classes: list[str]) -> Ints:
-    """[K] the ILSVRC2012_ID of each class. Raises UserError where no submission can be made:
+    """The ILSVRC2012_ID of each class, [K]: 1 .. K, in another order than ours.
 
-    there is no devkit in the data set, it knows other classes, or there are fewer than five.
+    Raises UserError if the data set has no devkit, or one of other classes, or there are fewer than
+    five.
     """
     devkit = open_devkit(Path(root).expanduser().absolute())
     if devkit.classes != classes:
@@ -33,22 +43,16 @@ def submission_ids(root: str, classes: list[str]) -> Ints:
 
 
 def submission(predictions: Predictions, root: str) -> str:
-    """Five labels a line, best first, images in order of file name.
+    """A line for each image, in order of file name: the ids of five classes, the best first.
 
-    Labels are the devkit's ILSVRC2012_IDs, 1 .. K in another order than ours. Raises UserError
-    where there is no such number, or an image has no prediction.
+    Raises UserError as submission_ids does, or if an image could not be read.
     """
     ids = submission_ids(root, predictions.classes)
-    unread = int((~np.isfinite(predictions.scores).all(axis=1)).sum())
-    if unread:
+    unreadable = int((~predictions.readable).sum())
+    if unreadable:
         raise UserError(
-            f"{unread} test images could not be read: a submission has a line for each, replace "
-            "the files"
+            f"{unreadable} test images could not be read: a submission has a line for each, "
+            "replace the files"
         )
     rows = ids[best_classes(predictions.scores, 5)]
     return "".join(" ".join(map(str, row)) + "\n" for row in rows.tolist())
-
-
-def write_submission(path: Path, text: str) -> None:
-    """Write the file atomically; raises UserError where it cannot be written."""
-    write_atomically(path, lambda file: file.write(text.encode()))

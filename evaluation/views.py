@@ -1,79 +1,85 @@
-"""Which views of a resized image are classified (Sec. 3, testing): plans, as data."""
+"""Which views of a resized image are scored (Sec. 3, testing), as data."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-# [11]'s sparse multi-view set: 18 views at each of these shorter sides for a crop of 224 (6 of them
-# differ at 224), and two of the full image.
+# The shorter sides of [11]'s sparse multi-view testing, for a crop of 224.
 SPARSE_SCALES = [224, 256, 300, 360, 448, 560]
+
+
+class Views(StrEnum):
+    """A way to test. All but CENTRE also take the horizontal flip of each view."""
+
+    CENTRE = "centre"  # the central crop, as in validation
+    TEN = "ten"  # the four corners and the centre ([16])
+    GRID = "grid"  # 5 x 5 crops, evenly spaced ([25])
+    SPARSE = (
+        "sparse"  # corners, centre, middles of the sides, and the full image ([11])
+    )
+    DENSE = "dense"  # every window of the last feature map (evaluation/dense.py)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A square window of a resized image, perhaps mirrored."""
+    """A square window of a resized image."""
 
     y: int  # first row, pixels
     x: int  # first column
     flip: bool = False
 
 
-def _middle(free: int) -> int:
-    # As in training's validation: rounded up where it falls between two pixels.
-    return (free + 1) // 2
+def image_windows(
+    views: str, height: int, width: int, crop: int, *, square: bool = False
+) -> list[Window]:
+    """The crop x crop windows of a height x width image; raises ValueError for DENSE.
 
-
-def _places(views: str, down: int, right: int) -> list[tuple[int, int]]:
-    """(y, x) of the windows of an image that leaves `down` x `right` pixels free."""
-    corners = [(0, 0), (0, right), (down, 0), (down, right)]
-    centre = (_middle(down), _middle(right))
-    match views:
-        case "centre":
-            return [centre]
-        case "ten":
-            return [*corners, centre]
-        case "grid":
-            return [(down * i // 4, right * j // 4) for i in range(5) for j in range(5)]
-        case "sparse":
-            sides = [(0, centre[1]), (down, centre[1]), (centre[0], 0), (centre[0], right)]
-            return [*corners, *sides, centre]
-    raise ValueError(f"views={views} has no windows")
-
-
-def plan(views: str, height: int, width: int, crop: int, *, square: bool = False) -> list[Window]:
-    """The windows of side `crop` that `views` takes of a height x width image.
-
-    centre: one. ten ([16]): the four corners and the centre. grid ([25]): 5 x 5, evenly spread.
-    sparse ([11]): corners, centre, and the middles of the sides. All but centre are mirrored too.
-    The corners are those of the entire image, as in [11]; `square` takes the central square's.
+    The corners are those of the whole image, as in [11], or with `square` of its central square.
     """
     top, left = 0, 0
     if square:
         side = min(height, width)
-        top, left = _middle(height - side), _middle(width - side)
+        top, left = _half(height - side), _half(width - side)
         height = width = side
-    places = _places(views, height - crop, width - crop)
-    flips = [False] if views == "centre" else [False, True]
-    return [Window(y + top, x + left, flip) for flip in flips for y, x in places]
+    bottom, right = height - crop, width - crop  # the last possible row and column
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    y, x = centre = _half(bottom), _half(right)
+    match views:
+        case Views.CENTRE:
+            return [Window(top + y, left + x)]
+        case Views.TEN:
+            starts = [*corners, centre]
+        case Views.GRID:
+            starts = [(bottom * i // 4, right * j // 4) for i in range(5) for j in range(5)]
+        case Views.SPARSE:
+            starts = [*corners, (0, x), (bottom, x), (y, 0), (y, right), centre]
+        case _:
+            raise ValueError(f"views={views} has no windows in the image")
+    return [Window(top + y, left + x, flip) for flip in (False, True) for y, x in starts]
+
+
+def _half(length: int) -> int:
+    return (length + 1) // 2  # rounds up, as the centre crops of validation do
 
 
 def default_scales(views: str, crop: int, val_scale: int) -> list[int]:
-    """Scales of `views` where none are given: those of [11] for sparse, else that of validation."""
-    if views == "sparse":
+    """The scales when none are given: [11]'s for SPARSE, else that of validation."""
+    if views == Views.SPARSE:
         return [round(scale * crop / 224) for scale in SPARSE_SCALES]
     return [val_scale]
 
 
-def full_scale(scales: list[int], val_scale: int) -> int:
-    """At which of the scales sparse also takes the full image: 256 of [11]'s, or the nearest."""
+def full_image_scale(scales: list[int], val_scale: int) -> int:
+    """The scale at which SPARSE also takes the full image: 256 in [11]; here the nearest to it."""
     return min(scales, key=lambda scale: abs(scale - val_scale))
 
 
 def scale_weights(views: str, scales: list[int], crop: int, val_scale: int) -> list[int]:
-    """How much each scale counts when scales are combined.
+    """The weight of each scale in the combined score.
 
-    Alike, as in Table 4; but sparse averages over views, and has a different number of them at
-    some scales ([11]: 6 at 224, 18 elsewhere, and two more of the full image).
+    All scales count the same (Table 4), except with SPARSE, where all views do: there are 18 at a
+    scale, but 6 at that of the crop, where windows coincide, and 2 more of the full image ([11]).
     """
-    if views != "sparse":
+    if views != Views.SPARSE:
         return [1] * len(scales)
-    full = full_scale(scales, val_scale)
+    full = full_image_scale(scales, val_scale)
     return [(6 if scale == crop else 18) + 2 * (scale == full) for scale in scales]

@@ -10,9 +10,8 @@ from PIL import Image
 from common.errors import UserError
 from configs.schema import EvalConfig
 from configs.validate import validate_eval
-from evaluation.outcome import refuse_overwriting
 from evaluation.pictures import Picture, draw_pictures
-from evaluation.result import result_path
+from evaluation.result import refuse_overwriting, result_path
 from tests.conftest import composed
 from tests.pictures import encoded, picture
 

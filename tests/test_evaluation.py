@@ -17,10 +17,10 @@ from engine.stopping import StopRequest
 from evaluation.evaluate import score_images
 from evaluation.metrics import ErrorCounts, label_ranks
 from evaluation.predictions import weighted_mean
-from evaluation.score_shards import Parts
-from evaluation.scorer import Viewer
+from evaluation.score_shards import ScoreShards
+from evaluation.scorer import Scorer
 from evaluation.validation import centre_errors
-from evaluation.views import plan
+from evaluation.views import image_windows
 from models.network import build_network
 from tests.conftest import composed
 
@@ -52,12 +52,12 @@ def test_fewer_than_five_classes() -> None:
 
 
 def test_ten_views_of_the_entire_image_and_of_its_square() -> None:
-    whole = plan("ten", 256, 341, 224)
+    whole = image_windows("ten", 256, 341, 224)
     assert [(w.y, w.x) for w in whole[:5]] == [(0, 0), (0, 117), (32, 0), (32, 117), (16, 59)]
     assert [w.flip for w in whole] == [False] * 5 + [True] * 5
-    square = plan("ten", 256, 341, 224, square=True)
+    square = image_windows("ten", 256, 341, 224, square=True)
     assert [(w.y, w.x) for w in square[:5]] == [(0, 43), (0, 75), (32, 43), (32, 75), (16, 59)]
-    assert plan("centre", 256, 341, 224) == [whole[4]]
+    assert image_windows("centre", 256, 341, 224) == [whole[4]]
 
 
 @pytest.mark.parametrize(("num_images", "replaced"), [(5, 0), (5, 1), (4, 0), (6, 0)])
@@ -84,16 +84,16 @@ def test_ten_views_against_pillow(synthetic: Path, tmp_path: Path, square: bool)
     )
     network = build_network(config.model, config.act, config.init, 10).eval()
     mean = torch.tensor([122.679, 116.669, 104.007]).reshape(1, 1, 3)
-    viewer = Viewer(network, mean, FP32, 64, "ten", square=square)
+    scorer = Scorer(network=network, mean=mean, precision=FP32, crop=64, views="ten", square=square)
     index = scan_folder(synthetic, "val")
     chosen = np.arange(0, len(index), 41)
     loader = ["loader=torchvision", "loader.workers=0", "batch_size=3"]
     config = composed("checkpoint=x", *loader, program="eval")
-    parts = Parts(tmp_path, len(chosen), 10, size=4)
+    shards = ScoreShards(tmp_path, len(chosen), 10, size=4)
     stop = StopRequest(World(0, 1, torch.device("cpu")))
-    score_images(viewer, index, chosen, 80, parts, parts.pending(0, 1), config, print, stop)
-    assert len(parts.pending(0, 1)) == 0
-    for i, row in zip(chosen, parts.read(), strict=True):
+    score_images(scorer, index, shards, indices=chosen, scale=80, config=config, stop=stop)
+    assert len(shards.pending(0, 1)) == 0
+    for i, row in zip(chosen, shards.read(), strict=True):
         scores = torch.from_numpy(row)
         with Image.open(index.path(int(i))) as file:
             image = file.convert("RGB")
@@ -122,10 +122,11 @@ def test_probabilities_are_averaged_not_logits() -> None:
 
     image = torch.zeros(8, 16, 3, dtype=torch.uint8)
     image[:, 8:] = 4
-    viewer = Viewer(Brightness(), torch.zeros(1, 1, 3), FP32, 8, "ten")  # type: ignore[arg-type]
+    mean = torch.zeros(1, 1, 3)
+    scorer = Scorer(network=Brightness(), mean=mean, precision=FP32, crop=8, views="ten")
     left, middle, right = [torch.tensor([v, -v]).softmax(0) for v in (0.0, 2.0, 4.0)]
     expected = (4 * left + 2 * middle + 4 * right) / 10
-    torch.testing.assert_close(viewer.scores(image[None])[0], expected)
+    torch.testing.assert_close(scorer.scores(image[None])[0], expected)
 
 
 def test_scales_are_combined_as_their_mean() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from common.errors import UserError
 from engine.precision import Precision
-from evaluation.classes import per_class
-from evaluation.evaluate import equal_sizes
+from evaluation.evaluate import batch_by_size
+from evaluation.metrics import count_errors, interval, per_class
 from evaluation.predictions import (
     Predictions,
     ensemble,
@@ -18,10 +18,9 @@ from evaluation.predictions import (
     save_predictions,
 )
 from evaluation.projection import map_geometry
-from evaluation.result import count_errors, interval
-from evaluation.score_shards import Parts
-from evaluation.scorer import Viewer
-from evaluation.views import default_scales, full_scale, plan, scale_weights
+from evaluation.score_shards import ScoreShards
+from evaluation.scorer import Scorer
+from evaluation.views import default_scales, full_image_scale, image_windows, scale_weights
 from models.network import Network, build_network
 from tests.conftest import composed
 
@@ -36,18 +35,18 @@ def network(model: str) -> Network:
 
 
 def test_grid_is_5_by_5_from_edge_to_edge() -> None:
-    windows = plan("grid", 384, 500, 224)
+    windows = image_windows("grid", 384, 500, 224)
     assert len(windows) == 50
     assert {w.y for w in windows} == {0, 40, 80, 120, 160}
     assert {w.x for w in windows} == {0, 69, 138, 207, 276}
 
 
 def test_sparse_has_18_views_and_6_at_the_crops_own_scale() -> None:
-    assert len(set(plan("sparse", 256, 341, 224))) == 18
-    assert len(set(plan("sparse", 224, 298, 224))) == 6
+    assert len(set(image_windows("sparse", 256, 341, 224))) == 18
+    assert len(set(image_windows("sparse", 224, 298, 224))) == 6
     scales = default_scales("sparse", 224, 256)
     assert scales == [224, 256, 300, 360, 448, 560]
-    assert full_scale(scales, 256) == 256
+    assert full_image_scale(scales, 256) == 256
     # 6 + 5 * 18 = 96 views and 2 of the full image ([11])
     assert scale_weights("sparse", scales, 224, 256) == [6, 20, 18, 18, 18, 18]
     assert scale_weights("dense", [256, 384, 480], 224, 256) == [1, 1, 1]
@@ -92,7 +91,8 @@ def test_sparse_views_against_a_loop() -> None:
     net = network("small14")
     image = torch.randint(0, 256, (80, 131, 3), dtype=torch.uint8)
     mean = torch.zeros(1, 1, 3)
-    viewer = Viewer(net, mean, FP32, 64, "sparse", full_scale=80)
+    how = {"network": net, "mean": mean, "precision": FP32, "crop": 64}
+    scorer = Scorer(views="sparse", full_image_scale=80, **how)
     expected = torch.zeros(10)
     geometry = map_geometry(net.trunk)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_sparse_views_against_a_loop() -> None:
                     expected += net.head(net.spp(window)).softmax(1)[0]
                     count += 1
             expected += net.head(net.spp(maps)).softmax(1)[0]
-    torch.testing.assert_close(viewer.scores(image[None])[0], expected / 20, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(scorer.scores(image[None])[0], expected / 20, atol=1e-6, rtol=1e-5)
 
 
 def test_map_and_crop_differ_by_the_padding_of_the_crop_only() -> None:
@@ -140,7 +140,8 @@ def test_map_and_crop_differ_by_the_padding_of_the_crop_only() -> None:
 def test_logits_are_averaged_when_asked() -> None:
     net = network("small14")
     image = torch.randint(0, 256, (1, 70, 80, 3), dtype=torch.uint8)
-    viewer = Viewer(net, torch.zeros(1, 1, 3), FP32, 64, "ten", "logits")
+    how = {"network": net, "mean": torch.zeros(1, 1, 3), "precision": FP32, "crop": 64}
+    scorer = Scorer(views="ten", average="logits", **how)
     with torch.no_grad():
         crops = [
             (view[:, y : y + 64, x : x + 64]).permute(0, 3, 1, 2).float()
@@ -148,14 +149,14 @@ def test_logits_are_averaged_when_asked() -> None:
             for y, x in ((0, 0), (0, 16), (6, 0), (6, 16), (3, 8))
         ]
         logits = [net(crop) for crop in crops] + [net(crop.flip(3)) for crop in crops]
-    torch.testing.assert_close(viewer.scores(image), torch.stack(logits).mean(0))
+    torch.testing.assert_close(scorer.scores(image), torch.stack(logits).mean(0))
 
 
 def test_images_are_batched_by_size_and_none_is_lost() -> None:
     sizes = [(4, 5), (5, 4), (4, 5), (4, 4), (5, 4), (4, 5), (4, 5)]
     images = [(i, torch.full((h, w, 3), i, dtype=torch.uint8)) for i, (h, w) in enumerate(sizes)]
     seen = []
-    for positions, pixels in equal_sizes(iter(images), 2):
+    for positions, pixels in batch_by_size(iter(images), 2):
         assert len(positions) == len(pixels) <= 2
         for position, image in zip(positions, pixels, strict=True):
             assert image.shape[:2] == sizes[position]
@@ -167,10 +168,10 @@ def test_images_are_batched_by_size_and_none_is_lost() -> None:
 def test_parts_resume_where_they_were_left(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = rng.random((10, 3), np.float32)
-    parts = Parts(tmp_path, 10, 3, size=4)
+    parts = ScoreShards(tmp_path, 10, 3, size=4)
     for position in (0, 2, 3, 1, 4, 5):  # the second part stays incomplete
         parts.put(position, scores[position])
-    again = Parts(tmp_path, 10, 3, size=4)  # as after a kill
+    again = ScoreShards(tmp_path, 10, 3, size=4)  # as after a kill
     assert again.pending(0, 1).tolist() == [4, 5, 6, 7, 8, 9]
     assert again.pending(0, 2).tolist() == [8, 9]
     assert again.pending(1, 2).tolist() == [4, 5, 6, 7]
@@ -186,15 +187,15 @@ def test_parts_resume_where_they_were_left(tmp_path: Path) -> None:
 def test_parts_that_are_not_full_are_kept_when_told_to_stop(tmp_path: Path) -> None:
     """Stopped twice, by another number of processes each time: no image is scored again."""
     scores = np.random.default_rng(0).random((10, 3), np.float32)
-    parts = Parts(tmp_path, 10, 3, size=4)
+    parts = ScoreShards(tmp_path, 10, 3, size=4)
     for position in (0, 2, 3, 1, 5, 4, 8):
         parts.put(position, None if position == 5 else scores[position])
     parts.keep()
-    second = [Parts(tmp_path, 10, 3, size=4) for _ in range(2)]
+    second = [ScoreShards(tmp_path, 10, 3, size=4) for _ in range(2)]
     assert [one.pending(rank, 2).tolist() for rank, one in enumerate(second)] == [[9], [6, 7]]
     second[1].put(7, scores[7])
     second[1].keep()
-    third = Parts(tmp_path, 10, 3, size=4)
+    third = ScoreShards(tmp_path, 10, 3, size=4)
     assert third.pending(0, 1).tolist() == [6, 9]
     for position in (6, 9):
         third.put(position, scores[position])
@@ -238,7 +239,8 @@ def test_interval_is_wilsons() -> None:
 
 def test_errors_of_each_class() -> None:
     scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [np.nan, 0]], np.float32)
-    rows = per_class(scores, np.array([0, 1, 1, 1]), ["cat", "dog"])
+    errors = per_class(scores, np.array([0, 1, 1, 1]), ["cat", "dog"])
+    rows = [each.as_dict() for each in errors]
     assert [(r["class"], r["images"], r["top1_error"]) for r in rows] == [
         ("cat", 1, 0.0),
         ("dog", 2, 50.0),

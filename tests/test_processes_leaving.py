@@ -107,12 +107,12 @@ def test_an_evaluation_told_to_stop_keeps_what_it_has(two: Path, tmp_path: Path)
 SLOW_READER = """
 import os, time
 import eval
-from evaluation.score_shards import Parts
-read = Parts.read
+from evaluation.score_shards import ScoreShards
+read = ScoreShards.read
 def slowly(self):
     time.sleep(3 * int(os.environ["RANK"]))
     return read(self)
-Parts.read = slowly
+ScoreShards.read = slowly
 eval.main()
 """
 
