@@ -1,12 +1,12 @@
-"""From the official tars of ImageNet 2012 to a data set that is known to be whole.
+"""From the official tars of ImageNet 2012 to a data set that is known to be intact.
 
 python scripts/prepare_imagenet.py check ROOT [--no-md5] [--decode]
 python scripts/prepare_imagenet.py mean ROOT [--crop 224] [--out FILE.npy]
-python scripts/prepare_imagenet.py extract ROOT OUT [--splits train val test] [--partial]
+python scripts/prepare_imagenet.py extract ROOT OUT [--splits train val test]
 python scripts/prepare_imagenet.py subset ROOT OUT [--classes N] [--per-class N | --images N]
 
-ROOT holds the tars, as downloaded, and the devkit; or train/ and val/. Training reads either:
-extracting is for those who want the files. Each command can be cut off and given again.
+ROOT holds the tars, as downloaded, and the devkit; or train/ and val/. Training reads either, so
+extracting is for those who want files. Every command may be interrupted and typed again.
 """
 
 import argparse
@@ -27,26 +27,23 @@ from common.files import write_atomically
 from common.machine import num_cpus
 from configs.schema import DataConfig
 from configs.validate import require
-from data.prepare.check import SPLITS, Report
-from data.prepare.check import check as run_checks
-from data.prepare.choose import subset_index, tar_index
-from data.prepare.facts import ILSVRC2012, read_facts
-from data.prepare.write import WRITERS, write_splits
+from data.prepare.check import SPLITS
+from data.prepare.check import check as find_faults
+from data.prepare.release import ILSVRC2012
+from data.prepare.write import WRITERS, subset_index, write_splits
 from data.sources.folders import refuse_closed
 from data.sources.imagenet import TARS, find_tar
-from data.sources.index import ImageIndex, scan_folder
+from data.sources.index import ImageIndex, index_tar, scan_folder
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Tell what is there and what is wrong with it; refuses if anything is."""
-    report = Report(tqdm.write)
-    facts = read_facts(arguments.facts) if arguments.facts else ILSVRC2012
-    workers = arguments.workers if arguments.decode else 0
-    run_checks(arguments.root, facts, report, md5=arguments.md5, decode=workers)
-    if report.wrong:
-        number = "one thing is" if len(report.wrong) == 1 else f"{len(report.wrong)} things are"
-        raise UserError(f"{number} wrong with {arguments.root}, see above")
-    print(f"{arguments.root} is as it should be")
+    """Say what is there and what is wrong with it; fails if anything is."""
+    root, decode = arguments.root, arguments.workers if arguments.decode else 0
+    faults = find_faults(root, ILSVRC2012, tqdm.write, md5=arguments.md5, decode=decode)
+    if faults:
+        number = "one thing is" if len(faults) == 1 else f"{len(faults)} things are"
+        raise UserError(f"{number} wrong with {root}, see above")
+    print(f"{root} is as it should be")
 
 
 def extract(arguments: argparse.Namespace) -> None:
@@ -56,44 +53,40 @@ def extract(arguments: argparse.Namespace) -> None:
     splits = arguments.splits or [split for split in SPLITS if find_tar(root, split)]
     if not splits:
         raise UserError(f"{root} holds none of ImageNet's tars, such as {TARS['train'][0]}")
-    indexes = {}
-    for split in splits:
-        indexes[split], faults = tar_index(root, split, arguments.partial)
-        for fault in faults:
-            print(f"not whole: {fault}", file=sys.stderr)
-    _write(arguments, indexes)
+    _write(arguments, {split: index_tar(root, split) for split in splits})
 
 
 def subset(arguments: argparse.Namespace) -> None:
     """Write the first classes or images of a data set as a folder layout."""
     root, out = arguments.root, arguments.out
-    amounts = (arguments.classes, arguments.images, arguments.per_class)
-    if all(amount is None for amount in amounts):
+    amounts = {name: getattr(arguments, name) for name in ("classes", "images", "per_class")}
+    if not any(amounts.values()):
         raise UserError("subset needs --classes, --per-class or --images")
     if out.resolve() == root.resolve():
         raise UserError(f"{out} is the data set itself: name another folder for its subset")
-    _write(arguments, {split: subset_index(root, split, *amounts) for split in ("train", "val")})
+    _write(arguments, {split: subset_index(root, split, **amounts) for split in ("train", "val")})
     print(f"to train on it, type data=folder data.root={out}")
 
 
 def _write(arguments: argparse.Namespace, indexes: dict[str, ImageIndex]) -> None:
-    odd = []
+    left_alone = []
     for split, written in write_splits(arguments.out, indexes, arguments.workers).items():
         print(
             f"{arguments.out / split}: {written.num_images:,} images written, into "
-            f"{written.num_folders:,} folders; {written.num_finished:,} more were there"
+            f"{written.num_folders:,} folders; {written.num_finished:,} more were already there"
         )
-        odd += written.left_alone
-    if odd:
+        left_alone += written.left_alone
+    if left_alone:
+        more = f" (and {len(left_alone) - 1:,} more)" if left_alone[1:] else ""
         raise UserError(
-            f"{odd[0]} {f'(and {len(odd) - 1:,} more) ' if odd[1:] else ''}is not what would be "
-            "written there, and was left alone: remove it and give the same command again"
+            f"{left_alone[0]}{more} is not what would be written there, and was left alone: remove "
+            "it and type the same command again"
         )
 
 
 def mean(arguments: argparse.Namespace) -> None:
-    """Write the mean image, and what else is known of the colours of the training set."""
-    from data.prepare.mean_image import facts_of, statistics, table  # imports torch, in seconds
+    """Write the mean image of the training set, and the statistics of its colours."""
+    from data.prepare.mean_image import statistics, table, to_json  # imports torch: seconds
 
     crop, root = arguments.crop, arguments.root
     scale = DataConfig(crop=crop, val_scale=arguments.scale).validation_scale
@@ -109,13 +102,15 @@ def mean(arguments: argparse.Namespace) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     require(os.access(out.parent, os.W_OK), f"cannot write {out}: {out.parent} is not writable")
     train = scan_folder(root, "train")
-    found = statistics(train, crop, scale, arguments.workers, arguments.skip)
-    text = json.dumps(facts_of(found, scale, train.fingerprint()), indent=1) + "\n"
-    image = found.mean.astype(np.float32)
+    result = statistics(
+        train, crop=crop, scale=scale, num_workers=arguments.workers, skip=arguments.skip
+    )
+    text = json.dumps(to_json(result, scale, train.fingerprint()), indent=1) + "\n"
+    image = result.mean.astype(np.float32)
     write_atomically(out.with_suffix(".json"), lambda file: file.write(text.encode()))
     write_atomically(out, lambda file: np.save(file, image, allow_pickle=False))
-    print(table(found))
-    print(f"{found.num_images:,} images: to use the mean image, type data.mean={out}")
+    print(table(result))
+    print(f"{result.num_images:,} images: to use the mean image, type data.mean={out}")
 
 
 def _positive(text: str) -> int:
@@ -134,45 +129,44 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="check|mean|extract|subset")
-    known = {run.__name__: run for run in (check, mean, extract, subset)}
-    added = {name: commands.add_parser(name, help=run.__doc__) for name, run in known.items()}
-    for name, one in added.items():
-        one.set_defaults(run=known[name])
-        one.add_argument("root", type=_path, metavar="ROOT", help="the tars, or train/ and val/")
-        writes = name in ("extract", "subset")
+    parsers = {}
+    for run in (check, mean, extract, subset):
+        parsers[run] = command = commands.add_parser(run.__name__, help=run.__doc__)
+        command.set_defaults(run=run)
+        add = command.add_argument
+        add("root", type=_path, metavar="ROOT", help="the tars, or train/ and val/")
+        writes = run in (extract, subset)
         if writes:
-            one.add_argument("out", type=_path, metavar="OUT", help="for train/, val/ and test/")
-        what, default = ("threads", WRITERS) if writes else ("processes", num_cpus())
-        one.add_argument("--workers", type=_positive, default=default, help=f"{what}: {default}")
-    one = added["check"]
-    one.add_argument("--no-md5", dest="md5", action="store_false", help="leave out the sums")
-    one.add_argument("--decode", action="store_true", help="decode all images, list the odd ones")
-    one.add_argument("--facts", type=Path, help="JSON: sums and numbers of another release")
-    one = added["mean"]
-    one.add_argument("--crop", type=_positive, default=224, help="side of the mean image: 224")
-    one.add_argument("--scale", type=_positive, help="shorter side of the images; default: 256/224")
-    one.add_argument("--out", type=Path, help="default: datasets/mean-NAME_OF_ROOT-CROP.npy")
-    one.add_argument("--skip", action="store_true", help="leave unreadable images out")
-    one.add_argument("--force", action="store_true", help="replace the files that are there")
-    one = added["extract"]
-    one.add_argument("--splits", nargs="+", choices=SPLITS, help="default: all tars that are there")
-    one.add_argument("--partial", action="store_true", help="what is whole of a damaged tar")
-    one = added["subset"]
-    one.add_argument("--classes", type=_positive, help="the first N classes")
-    amount = one.add_mutually_exclusive_group()
-    amount.add_argument("--per-class", type=_positive, help="the first N images of each class")
-    amount.add_argument("--images", type=_positive, help="N images in all, evenly of the classes")
+            add("out", type=_path, metavar="OUT", help="for train/, val/ and test/")
+        default = WRITERS if writes else num_cpus()
+        text = f"{'threads' if writes else 'processes'}: {default}"
+        add("--workers", type=_positive, default=default, help=text)
+    add = parsers[check].add_argument
+    add("--no-md5", dest="md5", action="store_false", help="do not compare MD5 sums")
+    add("--decode", action="store_true", help="decode all images, list the odd ones")
+    add = parsers[mean].add_argument
+    add("--crop", type=_positive, default=224, help="side of the mean image: 224")
+    add("--scale", type=_positive, help="shorter side of the images; default: crop * 256 / 224")
+    add("--out", type=Path, help="default: datasets/mean-NAME_OF_ROOT-CROP.npy")
+    add("--skip", action="store_true", help="leave unreadable images out")
+    add("--force", action="store_true", help="replace the files that are there")
+    add = parsers[extract].add_argument
+    add("--splits", nargs="+", choices=SPLITS, help="default: all tars that are there")
+    parsers[subset].add_argument("--classes", type=_positive, help="the first N classes")
+    add = parsers[subset].add_mutually_exclusive_group().add_argument
+    add("--per-class", type=_positive, help="the first N images of each class")
+    add("--images", type=_positive, help="N images in all, spread evenly over the classes")
     return parser
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command that the command line names."""
     arguments = _parser().parse_args()
     try:
         with one_sentence():
             arguments.run(arguments)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it can", file=sys.stderr)
+        print("interrupted: the same command continues where it can", file=sys.stderr)
         sys.exit(130)
 
 

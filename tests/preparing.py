@@ -1,11 +1,12 @@
-"""What tests of scripts/prepare_imagenet.py share: the program, and facts of the fake release."""
+"""What tests of scripts/prepare_imagenet.py share: the program, and the made-up release."""
 
-import json
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from data.prepare.check import check
+from data.prepare.release import Release
 from tests.conftest import run_program
 from tests.tars import DEVKIT, TEST, TRAIN, VAL, Official
 
@@ -32,25 +33,39 @@ def wrong(done: Done) -> list[str]:
     return [line[7:] for line in done.stdout.splitlines() if line.startswith("WRONG: ")]
 
 
-def write_facts(official: Official, path: Path, **changes: Any) -> Path:
-    """Facts of the fake release, its sums by the md5sum program; `changes` replace some."""
+@dataclass
+class Checked:
+    """What `check` says of a folder."""
+
+    told: str  # lines
+    faults: list[str]
+
+
+def checked(root: Path, release: Release, *, md5: bool = True, decode: int = 0) -> Checked:
+    """Check a folder against a release, in this process."""
+    lines: list[str] = []
+    faults = check(root, release, lines.append, md5=md5, decode=decode)
+    assert [line[7:] for line in lines if line.startswith("WRONG: ")] == faults
+    return Checked("".join(f"{line}\n" for line in lines), faults)
+
+
+def release_of(official: Official, odd_images: dict[str, list[str]] | None = None) -> Release:
+    """What is known of the made-up release, its sums by the md5sum program."""
     names = [TRAIN, VAL, TEST, DEVKIT]
     files = [official.root / name for name in names if (official.root / name).exists()]
     lines = subprocess.run(["md5sum", *files], capture_output=True, text=True, check=True).stdout
     counts = [len(files) for files in official.train.values()]
-    facts = {
-        "md5": {os.path.basename(name): md5 for md5, name in map(str.split, lines.splitlines())},
-        "num_classes": len(official.wnids),
-        "num_images": {
+    return Release(
+        md5={os.path.basename(name): md5 for md5, name in map(str.split, lines.splitlines())},
+        num_classes=len(official.wnids),
+        num_images={
             "train": sum(counts),
             "val": len(official.val),
             "test": len(official.test),
         },
-        "per_class": {"train": [min(counts), max(counts)], "val": [2, 2]},
-        "odd": {},
-    }
-    path.write_text(json.dumps(facts | changes))
-    return path
+        per_class={"train": (min(counts), max(counts)), "val": (2, 2)},
+        odd_images=odd_images or {},
+    )
 
 
 def tree(folder: Path) -> dict[str, bytes]:

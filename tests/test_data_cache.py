@@ -29,7 +29,8 @@ def scan():
     time.sleep(float(sys.argv[2]))
     return {"found": np.array([int(sys.argv[3])])}
 known = {"state": np.array([1, 2])}
-found = scan_once(Path(sys.argv[1]), known, 0, scan, lambda: shown.append(1))
+progress = lambda: shown.append(1)
+found = scan_once(Path(sys.argv[1]), known, changed_ns=0, scan=scan, on_progress=progress)
 print("found", *found["found"], "waited" if len(shown) > 3 else "at once", flush=True)
 """
 
@@ -81,7 +82,8 @@ def test_without_a_place_for_the_cache_each_scans(
         return {"found": np.array(len(calls))}
 
     for n in (1, 2):
-        assert scan_once(tmp_path, KNOWN, 0, scan, lambda: None)["found"] == n
+        arrays = scan_once(tmp_path, KNOWN, changed_ns=0, scan=scan, on_progress=lambda: None)
+        assert arrays["found"] == n
 
 
 @pytest.mark.parametrize("layout", ["folders", "tars"])

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from data.sources.tars import Images, list_images
+from data.sources.tars import TarListing, list_images
 from tests.tars import tar_of
+
+Lister = Callable[[bytes], TarListing]  # the content of a tar -> the images in it
 
 
 @pytest.fixture
-def listed(tmp_path: Path) -> Callable[[bytes], Images]:
+def listed(tmp_path: Path) -> Lister:
     """The content of a tar -> the images in it."""
 
-    def list_content(content: bytes) -> Images:
+    def list_content(content: bytes) -> TarListing:
         (tmp_path / "a.tar").write_bytes(content)
         with open(tmp_path / "a.tar", "rb") as file:
             return list_images(file)
@@ -27,7 +29,7 @@ def listed(tmp_path: Path) -> Callable[[bytes], Images]:
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_folders_and_other_files(listed: Callable[[bytes], Images], kind: int) -> None:
+def test_long_names_folders_and_other_files(listed: Lister, kind: int) -> None:
     long = "x" * 200 + ".JPEG"
     files = {
         **{"deep/" * 40 + "b.jpg": b"1", long: b"22", "caf\udce9.png": b"4", "A.PNG": b"333"},
@@ -52,7 +54,7 @@ def test_long_names_folders_and_other_files(listed: Callable[[bytes], Images], k
 
 
 @pytest.mark.parametrize("link", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_an_image_without_bytes_is_a_fault(listed: Callable[[bytes], Images], link: bytes) -> None:
+def test_an_image_without_bytes_is_a_fault(listed: Lister, link: bytes) -> None:
     whole = io.BytesIO(tar_of({"a.jpg": b"1"}))
     with tarfile.open(fileobj=whole, mode="a") as tar:
         member = tarfile.TarInfo("b.jpg")
@@ -63,7 +65,7 @@ def test_an_image_without_bytes_is_a_fault(listed: Callable[[bytes], Images], li
     assert "holds 'b.jpg' as a link" in found.fault
 
 
-def test_every_cut_and_every_bad_header_is_noticed(listed: Callable[[bytes], Images]) -> None:
+def test_every_cut_and_every_bad_header_is_noticed(listed: Lister) -> None:
     """The independent truth: where the members were written."""
     files = {f"{k}.jpg": b"x" * (100 + 300 * k) for k in range(8)} | {"y" * 150 + ".jpg": b"z" * 99}
     content = tar_of(files)
@@ -84,7 +86,7 @@ def test_every_cut_and_every_bad_header_is_noticed(listed: Callable[[bytes], Ima
             assert len(found.names) == k
 
 
-def test_a_hole_is_not_the_end(listed: Callable[[bytes], Images]) -> None:
+def test_a_hole_is_not_the_end(listed: Lister) -> None:
     """As an interrupted download may leave it: a header of zeros in the middle."""
     content = bytearray(tar_of({f"{k}.jpg": b"x" * 9000 for k in range(8)}))
     at = 3 * (512 + 9216)

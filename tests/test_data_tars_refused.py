@@ -12,8 +12,8 @@ import pytest
 
 from common.errors import UserError
 from data.sources.devkit import read_devkit
+from data.sources.imagenet import read_train_tar
 from data.sources.index import scan_folder
-from data.sources.train_tar import read_train_tar
 from tests.tars import (
     DEVKIT,
     TRAIN,
@@ -164,11 +164,11 @@ def test_what_is_usable_of_a_cut_training_tar(official: Official) -> None:
     )
     with pytest.raises(UserError, match=sentence):
         scan_folder(official.root, "train")
-    found = read_train_tar(path)  # for tools that save what can be saved
-    assert [one.name for one in found.classes] == sorted(whole)
-    assert found.num_images == images
-    name = found.classes[4].name
-    assert [n.decode() for n in found.images[4].names] == sorted(official.train[name])
+    tar = read_train_tar(path)
+    assert list(tar.classes) == sorted(whole)
+    assert tar.counts.sum() == images
+    for name, listing in tar.classes.items():
+        assert [n.decode() for n in listing.names] == sorted(official.train[name])
 
 
 @pytest.mark.parametrize("name", [TRAIN, DEVKIT])

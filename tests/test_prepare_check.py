@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from data.prepare.facts import ILSVRC2012, read_facts
-from tests.preparing import prepare, refused, tree, write_facts, wrong
+from data.prepare.release import ILSVRC2012, Release
+from tests.preparing import checked, refused, release_of, tree, wrong
 from tests.tars import DEVKIT, TEST, TRAIN, VAL, Official, nested, tar_of, unpack, write_official
 
 
@@ -27,26 +26,25 @@ def official(tmp_path: Path) -> Official:
 
 
 @pytest.fixture
-def facts(official: Official, tmp_path: Path) -> Path:
-    return write_facts(official, tmp_path / "facts.json")
+def release(official: Official) -> Release:
+    return release_of(official)
 
 
-def test_a_whole_set(official: Official, facts: Path) -> None:
+def test_a_whole_set(official: Official, release: Release) -> None:
     before = tree(official.root)
-    done = prepare("check", official.root, "--facts", facts)
-    assert wrong(done) == []
+    done = checked(official.root, release)
+    assert done.faults == []
     md5 = hashlib.md5(before[TRAIN]).hexdigest()
-    assert f"{TRAIN}: MD5 {md5}, as it should be" in done.stdout
-    assert done.stdout.count("as it should be") == 5
-    assert f"{TRAIN}: 79 images of 20 classes, 3 to 5 a class" in done.stdout
-    assert f"{VAL}: 40 images of 20 classes, 2 a class" in done.stdout
-    assert f"{TEST}: 5 images\n" in done.stdout
+    assert f"{TRAIN}: MD5 {md5}, as it should be" in done.told
+    assert done.told.count("as it should be") == 4
+    assert f"{TRAIN}: 79 images of 20 classes, 3 to 5 a class" in done.told
+    assert f"{VAL}: 40 images of 20 classes, 2 a class" in done.told
+    assert f"{TEST}: 5 images\n" in done.told
     assert tree(official.root) == before
-    shorter = prepare("check", official.root, "--facts", facts, "--no-md5")
-    assert "MD5" not in shorter.stdout
+    assert "MD5" not in checked(official.root, release, md5=False).told
 
 
-def test_the_known_facts_refuse_a_fake(official: Official) -> None:
+def test_a_fake_is_refused(official: Official) -> None:
     done = refused("check", official.root)
     found = wrong(done)
     for name in (TRAIN, VAL, TEST, DEVKIT):
@@ -59,14 +57,13 @@ def test_the_known_facts_refuse_a_fake(official: Official) -> None:
     assert f"{len(found)} things are wrong with {official.root}" in done.stderr
 
 
-def test_everything_wrong_is_named(official: Official, facts: Path) -> None:
+def test_everything_wrong_is_named(official: Official, release: Release) -> None:
     size = (official.root / TRAIN).stat().st_size
     os.truncate(official.root / TRAIN, size // 2)
     val = dict(list(official.val.items())[:-1])
     (official.root / VAL).write_bytes(tar_of(val | {"ILSVRC2012_val_00000041.JPEG": b"x"}))
     (official.root / TEST).unlink()
-    done = refused("check", official.root, "--facts", facts)
-    found = wrong(done)
+    done = checked(official.root, release)
     last = list(official.val_wnids.values())[-1]
     for part in (
         f"{TRAIN} has the MD5 ",
@@ -76,9 +73,8 @@ def test_everything_wrong_is_named(official: Official, facts: Path) -> None:
         f"{VAL} holds 'ILSVRC2012_val_00000041.JPEG' (1 such), which {DEVKIT} does not label",
         f"{VAL} has another number of images of {last} (1, not 2)",
     ):
-        assert [line for line in found if line.startswith(part)], part
-    assert "(extract --partial saves " in done.stdout
-    assert "only a submission needs it" in done.stdout
+        assert [line for line in done.faults if line.startswith(part)], part
+    assert "only a submission needs it" in done.told
 
 
 @pytest.mark.parametrize(
@@ -89,25 +85,25 @@ def test_everything_wrong_is_named(official: Official, facts: Path) -> None:
         (VAL, f"has neither {VAL} nor a folder val/: download it"),
     ],
 )
-def test_a_missing_file(official: Official, facts: Path, missing: str, sentence: str) -> None:
+def test_a_missing_file(official: Official, release: Release, missing: str, sentence: str) -> None:
     (official.root / missing).unlink()
-    (found,) = wrong(refused("check", official.root, "--facts", facts))
-    assert re.search(sentence, found)
+    (fault,) = checked(official.root, release).faults
+    assert re.search(sentence, fault)
 
 
-def test_files_that_cannot_be_read(official: Official, facts: Path) -> None:
+def test_files_that_cannot_be_read(official: Official, release: Release) -> None:
     for name in (TRAIN, VAL, DEVKIT):
         (official.root / name).unlink()
     (official.root / TRAIN).mkdir()
     (official.root / VAL).symlink_to("nowhere")
     (official.root / DEVKIT).write_bytes(b"no tar at all")
-    found = wrong(refused("check", official.root, "--facts", facts, "--no-md5"))
+    found = checked(official.root, release, md5=False).faults
     assert f"{TRAIN} cannot be used: cannot read {official.root}/{TRAIN} (Is a dir" in found[1]
     assert f"{VAL} cannot be used: cannot read {official.root}/{VAL} (No such file" in found[2]
     assert f"{DEVKIT} cannot be used: {official.root}/{DEVKIT} is not a whole" in found[0]
 
 
-def test_names_twice_and_numbers_of_images(official: Official, facts: Path) -> None:
+def test_names_twice_and_numbers_of_images(official: Official, release: Release) -> None:
     first, second, third = official.classes[:3]
     official.train[first].popitem()
     official.train[second]["new.jpg"] = b""
@@ -117,7 +113,7 @@ def test_names_twice_and_numbers_of_images(official: Official, facts: Path) -> N
         member = tarfile.TarInfo(f"{third}.tar")
         member.size = len(twice)
         tar.addfile(member, io.BytesIO(twice))
-    found = wrong(refused("check", official.root, "--facts", facts, "--no-md5"))
+    found = checked(official.root, release, md5=False).faults
     assert f"{TRAIN} holds {third}.tar twice" in found
     assert f"{TRAIN} holds 'a.jpg' twice, in {third}.tar" in found
     assert f"{TRAIN} has classes unknown to {DEVKIT}: n9" in found
@@ -125,23 +121,24 @@ def test_names_twice_and_numbers_of_images(official: Official, facts: Path) -> N
     assert f"{first} (2, not 3), {second} (5, not 4)" in numbers
 
 
-def test_folders(official: Official, facts: Path, tmp_path: Path) -> None:
+def test_folders(official: Official, release: Release, tmp_path: Path) -> None:
     folder = unpack(official, tmp_path / "folder")
-    done = prepare("check", folder, "--facts", facts)
-    assert "train: 79 images of 20 classes, 3 to 5 a class" in done.stdout
+    done = checked(folder, release)
+    assert done.faults == []
+    assert "train: 79 images of 20 classes, 3 to 5 a class" in done.told
     shutil.copy(official.root / DEVKIT, folder)
-    prepare("check", folder, "--facts", facts)
+    assert checked(folder, release).faults == []
     name, wnid = next(iter(official.val_wnids.items()))
     other = next(one for one in official.classes if one != wnid)
     (folder / "val" / wnid / name).rename(folder / "val" / other / name)
     shutil.rmtree(folder / "train" / wnid)
     (folder / "test").mkdir()
-    found = wrong(refused("check", folder, "--facts", facts))
+    found = checked(folder, release).faults
     assert f"val has images in the folder of another class: {other}/{name}" in found
     assert f"train lacks the classes {wnid}" in found
     assert "test has 0 images, not 5" in found
     (folder / DEVKIT).unlink()
-    found = wrong(refused("check", folder, "--facts", facts))
+    found = checked(folder, release).faults
     assert "train has 19 classes, not 20" in found
     (numbers,) = [line for line in found if line.startswith("val has another number")]
     assert f"{wnid} (1, not 2)" in numbers
@@ -154,23 +151,8 @@ def test_no_data_set(tmp_path: Path) -> None:
     assert "holds neither ILSVRC2012_img_train" in refused("check", tmp_path / "empty").stderr
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ('{"md5": {}}', r"must be a JSON object with the keys md5 \(dict\), num_classes \(int\)"),
-        ("nothing", "cannot read .*facts.json"),
-        (None, "cannot read .*facts.json"),
-    ],
-)
-def test_no_facts(tmp_path: Path, text: str | None, sentence: str) -> None:
-    if text:
-        (tmp_path / "facts.json").write_text(text)
-    with pytest.raises(UserError, match=sentence):
-        read_facts(tmp_path / "facts.json")
-
-
-def test_the_known_facts() -> None:
+def test_what_is_known_of_imagenet() -> None:
     """PAPER: 1 PNG, 22 CMYK."""
-    assert sorted(map(len, ILSVRC2012.odd.values())) == [1, 1, 22]
-    assert all(len(set(names)) == len(names) for names in ILSVRC2012.odd.values())
+    assert sorted(map(len, ILSVRC2012.odd_images.values())) == [1, 1, 22]
+    assert all(len(set(names)) == len(names) for names in ILSVRC2012.odd_images.values())
     assert {len(md5) for md5 in ILSVRC2012.md5.values()} == {32}

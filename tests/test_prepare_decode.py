@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from data.decoding import BadImage
-from data.prepare.odd_images import oddities
+from data.prepare.odd_images import odd_kinds
 from tests.conftest import ROOT
 from tests.pictures import jpeg
-from tests.preparing import PROGRAM, prepare, refused, write_facts, wrong
+from tests.preparing import PROGRAM, checked, release_of
 from tests.tars import TRAIN, VAL, Official, nested, tar_of, unpack, write_official
 from tests.test_data_files import bad_files, odd_files
 
@@ -47,18 +47,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ODD)
 def test_kinds(kind: str) -> None:
-    assert oddities(ODD[kind], "n01440764_1.JPEG") == KINDS.get(kind, [])
+    assert odd_kinds(ODD[kind], "n01440764_1.JPEG") == KINDS.get(kind, [])
 
 
 def test_a_name_that_is_right() -> None:
-    assert oddities(ODD["png"], "a.PNG") == []
-    assert oddities(ODD["exif rotated"], "a.jpg") == ["EXIF orientation (ignored)"]
+    assert odd_kinds(ODD["png"], "a.PNG") == []
+    assert odd_kinds(ODD["exif rotated"], "a.jpg") == ["EXIF orientation (ignored)"]
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_ones(kind: str) -> None:
     with pytest.raises(BadImage):
-        oddities(BAD[kind], "n01440764_1.JPEG")
+        odd_kinds(BAD[kind], "n01440764_1.JPEG")
 
 
 def test_odd_images_of_a_set(tmp_path: Path) -> None:
@@ -78,16 +78,16 @@ def test_odd_images_of_a_set(tmp_path: Path) -> None:
         "PNG named JPEG": [f"{wnid}_2"],
         "corrupt EXIF": [f"{wnid}_3"],
     }
-    facts = write_facts(official, tmp_path / "facts.json", odd=known)
-    command = ["check", "--decode", "--workers", 2, "--no-md5", "--facts", facts]
-    done = prepare(*command, official.root)
+    release = release_of(official, odd_images=known)
+    done = checked(official.root, release, md5=False, decode=2)
+    assert done.faults == []
     path = f"{official.root}/{TRAIN}:{wnid}/{wnid}_2.JPEG"
-    assert f"{TRAIN}: PNG named JPEG: {path}\n" in done.stdout
+    assert f"{TRAIN}: PNG named JPEG: {path}\n" in done.told
     amounts = "CMYK 2, PNG named JPEG 1, corrupt EXIF 1, greyscale 1"
     count = sum(map(len, official.train.values()))
-    assert f"{TRAIN}: {count} images decoded; odd ones: {amounts}" in done.stdout
-    assert f"{wnid}_1, {wnid}_5: as in the set as distributed" in done.stdout
-    assert f"{VAL}: 40 images decoded; odd ones: none" in done.stdout
+    assert f"{TRAIN}: {count} images decoded; odd ones: {amounts}" in done.told
+    assert f"{wnid}_1, {wnid}_5: as in the set as distributed" in done.told
+    assert f"{VAL}: 40 images decoded; odd ones: none" in done.told
 
     official.train[wnid] |= {
         f"{wnid}_1.JPEG": files["exif corrupt"],
@@ -99,7 +99,7 @@ def test_odd_images_of_a_set(tmp_path: Path) -> None:
     (official.root / VAL).write_bytes(tar_of(official.val))
     folder = unpack(official, tmp_path / "folder")
     for root, train, val in ((official.root, TRAIN, VAL), (folder, "train", "val")):
-        found = wrong(refused(*command, root))
+        found = checked(root, release, md5=False, decode=2).faults
         assert len(found) == 2
         assert found[0].startswith(f"{train} is not as distributed: of the 2 known as CMYK")
         assert found[0].endswith(f"differ: {wnid}_1, {wnid}_4")  # more bad EXIF is no fault

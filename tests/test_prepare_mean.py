@@ -75,8 +75,8 @@ def test_literal_mean_and_covariance(official: Official, tmp_path: Path) -> None
 def test_any_layout_and_number_of_processes(official: Official, tmp_path: Path) -> None:
     folder = unpack(official, tmp_path / "folder")
     found = [
-        statistics(scan_folder(root, "train"), CROP, SCALE, workers, skip=False)
-        for root, workers in ((official.root, 1), (official.root, 3), (folder, 2))
+        statistics(scan_folder(root, "train"), crop=CROP, scale=SCALE, num_workers=n, skip=False)
+        for root, n in ((official.root, 1), (official.root, 3), (folder, 2))
     ]
     for other in found[1:]:
         assert np.array_equal(other.mean, found[0].mean)

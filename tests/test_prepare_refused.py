@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.prepare.choose import tar_index
 from data.prepare.write import write_splits
+from data.sources.index import index_tar
 from tests.preparing import prepare, refused, tree
 from tests.tars import (
     DEVKIT,
@@ -42,10 +42,9 @@ def official(tmp_path: Path) -> Official:
 def test_what_is_missing(official: Official, tmp_path: Path, name: str) -> None:
     (official.root / name).unlink()
     splits = ["--splits", "val"]
-    for more in ([], ["--partial"]) if name == VAL else ([],):
-        sentence = refused("extract", official.root, tmp_path / "out", *splits, *more).stderr
-        assert name in sentence
-        assert "download it" in sentence
+    sentence = refused("extract", official.root, tmp_path / "out", *splits).stderr
+    assert name in sentence
+    assert "download it" in sentence
     assert not (tmp_path / "out").exists()
 
 
@@ -126,8 +125,6 @@ def test_evil_classes(official: Official, tmp_path: Path, name: str) -> None:
     before = tree(tmp_path)
     for split in ("train", "val"):
         with pytest.raises(UserError, match=r"cannot name a folder|lacks|unlike"):
-            write_splits(
-                tmp_path / "a" / "out", {split: tar_index(official.root, split, False)[0]}, 1
-            )
+            write_splits(tmp_path / "a" / "out", {split: index_tar(official.root, split)}, 1)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     assert tree(tmp_path) == before

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.prepare.choose import subset_index
+from data.prepare.write import subset_index
 from data.sources.index import scan_folder
 from tests.preparing import prepare, refused, tree
 from tests.tars import Official, unpack, write_official
@@ -56,17 +56,17 @@ def test_classes(official: Official, roots: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("amounts", "wanted", "classes"),
     [
-        ((None, None, 1), lambda _: 1, 20),
-        ((2, None, 2), lambda _: 2, 2),
-        ((None, 23, None), lambda place: 1 + (place < 3), 20),
-        ((4, 6, None), lambda place: 1 + (place < 2), 4),
-        ((2, None, 100), lambda _: 100, 2),  # a class gives what it has
+        ({"per_class": 1}, lambda _: 1, 20),
+        ({"classes": 2, "per_class": 2}, lambda _: 2, 2),
+        ({"images": 23}, lambda place: 1 + (place < 3), 20),
+        ({"classes": 4, "images": 6}, lambda place: 1 + (place < 2), 4),
+        ({"classes": 2, "per_class": 100}, lambda _: 100, 2),  # a class gives what it has
     ],
 )
 def test_amounts(
     official: Official,
     roots: list[Path],
-    amounts: tuple[int | None, ...],
+    amounts: dict[str, int],
     wanted: Callable[[int], int],
     classes: int,
 ) -> None:
@@ -74,7 +74,7 @@ def test_amounts(
     for root in roots:
         found = {}
         for split in ("train", "val"):
-            index = subset_index(root, split, *amounts)
+            index = subset_index(root, split, **amounts)
             assert index.classes == official.classes[:classes]
             for i, name in enumerate(index.names.tolist()):
                 wnid = index.classes[index.labels[i]]
@@ -87,6 +87,6 @@ def test_refused(official: Official, tmp_path: Path) -> None:
     sentence = refused("subset", official.root, official.root, "--classes", 2).stderr
     assert "is the data set itself" in sentence
     with pytest.raises(UserError, match="has 20 classes, not --classes 21"):
-        subset_index(official.root, "train", 21, None, None)
+        subset_index(official.root, "train", classes=21)
     with pytest.raises(UserError, match="--images 19 is less than one for each of 20 classes"):
-        subset_index(official.root, "train", None, 19, None)
+        subset_index(official.root, "train", images=19)

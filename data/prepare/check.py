@@ -1,8 +1,11 @@
-"""Whether a folder holds the data set as it was distributed: sums, headers, numbers, decoding."""
+"""Whether a folder holds ImageNet as it was distributed: MD5 sums, headers, numbers, decoding.
+
+Training reads by data/sources/index.py, which stops at the first fault; here all are listed.
+"""
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,15 +16,21 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.prepare.contents import Contents, class_counts, misplaced, read_folder, read_tar
-from data.prepare.facts import AT_LEAST, Facts
-from data.prepare.odd_images import PLENTY, UNREADABLE, odd_images
+from data.prepare.odd_images import COMMON, odd_images
 from data.prepare.pool import over_images
+from data.prepare.release import AT_LEAST, Release
 from data.sources.devkit import Devkit
-from data.sources.folders import refuse_closed
-from data.sources.imagenet import DEVKIT, TARS, find_tar, open_devkit
-from data.sources.index import ImageIndex
-from data.sources.tars import readable
+from data.sources.folders import class_folders, images_in, refuse_closed
+from data.sources.imagenet import (
+    DEVKIT,
+    TARS,
+    find_tar,
+    open_devkit,
+    read_train_tar,
+    unlabelled,
+)
+from data.sources.index import ImageIndex, index_folder
+from data.sources.tars import TarReader, join, list_images, open_tar, readable, stamp_of
 
 SPLITS = ("train", "val", "test")
 _CHUNK = 2**20
@@ -29,107 +38,105 @@ _LISTED = 20  # names in a sentence
 
 
 @dataclass
-class Report:
-    """What was found, told line by line as it is found."""
+class _Check:
+    """A check in progress; results are told line by line as they come up."""
 
+    root: Path
+    release: Release
     tell: Callable[[str], None]
-    wrong: list[str] = field(default_factory=list)  # sentences, all of them
+    faults: list[str] = field(default_factory=list)  # sentences
+    devkit: Devkit | None = None
 
-    def add(self, where: str, faults: Sequence[str]) -> None:
-        """These things are wrong with a file or folder."""
-        for fault in faults:
-            self.wrong.append(f"{where} {fault}")
-            self.tell(f"WRONG: {self.wrong[-1]}")
+    def wrong(self, place: str, fault: str) -> None:
+        """Something is wrong with a file or folder."""
+        self.faults.append(f"{place} {fault}")
+        self.tell(f"WRONG: {self.faults[-1]}")
 
 
-def check(root: Path, facts: Facts, report: Report, *, md5: bool, decode: int) -> None:
-    """Look at all that is in `root`: the official tars, or train/, val/ and test/, or both.
+def check(
+    root: Path, release: Release, tell: Callable[[str], None], *, md5: bool, decode: int
+) -> list[str]:
+    """Everything that is wrong with the official tars, or train/, val/ and test/, in `root`.
 
-    md5: whether to compare sums. decode: how many processes decode all images; 0: none is decoded.
-    Raises UserError if there is no data set.
+    tell: prints a line. md5: whether to compare sums. decode: the number of processes that decode
+    all images; 0: none is decoded. Returns sentences. Raises UserError if there is no data set.
     """
     refuse_closed(root)
     if not root.is_dir():
         raise UserError(f"no data set at {root}: give the folder that holds ImageNet's tars")
-    places = _places(root)
-    if not places:
+    paths = {split: _tars_and_folders(root, split) for split in SPLITS}
+    if not any(paths.values()):
         raise UserError(f"{root} holds neither {TARS['train'][0]} and the like nor train/ and val/")
+    run = _Check(root, release, tell)
     if md5:
-        _check_sums(root, facts, report)
-    devkit = _check_devkit(root, report)
+        _check_sums(run)
+    _check_devkit(run)
     for split in SPLITS:
-        if split not in {found for found, _ in places}:
-            missing = f"has neither {TARS[split][0]} nor a folder {split}/"
-            if split == "test":
-                report.tell(f"{root} {missing}: only a submission needs it")
-            else:
-                report.add(str(root), [f"{missing}: download it"])
-    for split, path in places:
-        try:
-            is_folder = path.name == split
-            found = read_folder(path, split) if is_folder else read_tar(path, split, devkit)
-        except UserError as error:
-            report.add(path.name, [f"cannot be used: {error}"])
-            continue
-        _check_contents(path, split, found, facts, devkit, report)
-        if decode and len(found.index):
-            _check_images(path.name, split, found.index, facts, decode, report)
-
-
-def _places(root: Path) -> list[tuple[str, Path]]:
-    """(split, tar or folder) of all that is there."""
-    found = []
+        missing = f"has neither {TARS[split][0]} nor a folder {split}/"
+        if not paths[split] and split == "test":
+            tell(f"{root} {missing}: only a submission needs it")
+        elif not paths[split]:
+            run.wrong(str(root), f"{missing}: download it")
     for split in SPLITS:
-        tar, folder = find_tar(root, split), root / split
-        found += [(split, tar)] if tar else []
-        found += [(split, folder)] if folder.is_dir() else []
-    return found
+        for path in paths[split]:
+            try:
+                index = _read_folder(run, split) if path.name == split else _read_tar(run, path)
+            except UserError as error:
+                run.wrong(path.name, f"cannot be used: {error}")
+                continue
+            _check_numbers(run, split, path.name, index)
+            if decode and len(index):
+                _check_images(run, split, path.name, index, num_workers=decode)
+    return run.faults
 
 
-def _check_devkit(root: Path, report: Report) -> Devkit | None:
-    """The devkit. Only the tars cannot do without it."""
-    is_there = os.path.lexists(root / DEVKIT)
-    if not is_there and not any(find_tar(root, split) for split in SPLITS):
-        report.tell(f"{DEVKIT} is not there: labels are not compared with it")
-        return None
+def _tars_and_folders(root: Path, split: str) -> list[Path]:
+    tar, folder = find_tar(root, split), root / split
+    return ([tar] if tar else []) + ([folder] if folder.is_dir() else [])
+
+
+def _check_devkit(run: _Check) -> None:
+    """Only the tars cannot do without it."""
+    is_there = os.path.lexists(run.root / DEVKIT)
+    if not is_there and not any(find_tar(run.root, split) for split in SPLITS):
+        run.tell(f"{DEVKIT} is not there: labels are not compared with it")
+        return
     try:
-        return open_devkit(root)
+        run.devkit = open_devkit(run.root)
     except UserError as error:
-        report.add(DEVKIT, [f"cannot be used: {error}" if is_there else f"is missing: {error}"])
-        return None
+        run.wrong(DEVKIT, f"cannot be used: {error}" if is_there else f"is missing: {error}")
 
 
-def _check_sums(root: Path, facts: Facts, report: Report) -> None:
-    """Compare the MD5 sums of the official files, all at a time."""
+def _check_sums(run: _Check) -> None:
+    """Compare the MD5 sums of the official files, all at the same time."""
     official = [name for split in SPLITS for name in TARS[split]] + [DEVKIT]
-    names = [name for name in official if (root / name).is_file()]
-    stop, size = Event(), sum((root / name).stat().st_size for name in names)
+    names = [name for name in official if (run.root / name).is_file()]
+    stop, size = Event(), sum((run.root / name).stat().st_size for name in names)
     with (
         tqdm(total=size, desc="MD5", unit="B", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(max(len(names), 1)) as pool,
     ):
         try:
-            sums = [pool.submit(md5_of, root / name, bar, stop) for name in names]
+            sums = [pool.submit(_md5_of, run.root / name, bar, stop) for name in names]
             for name, future in zip(names, sums, strict=True):
-                known = facts.md5.get(name)
+                expected = run.release.md5.get(name)
                 try:
-                    found = future.result()
+                    md5 = future.result()
                 except UserError as error:
-                    report.add(name, [f"cannot be read to its end: {error}"])
+                    run.wrong(name, f"cannot be read to its end: {error}")
                     continue
-                if known is None:
-                    report.tell(f"{name}: MD5 {found}, of which nothing is known")
-                elif found == known.lower():
-                    report.tell(f"{name}: MD5 {found}, as it should be")
+                if expected is None:
+                    run.tell(f"{name}: MD5 {md5}, which cannot be compared with anything")
+                elif md5 == expected:
+                    run.tell(f"{name}: MD5 {md5}, as it should be")
                 else:
-                    what = f"has the MD5 {found} instead of {known}: download it again"
-                    report.add(name, [what])
+                    run.wrong(name, f"has the MD5 {md5} instead of {expected}: download it again")
         finally:
             stop.set()  # after Ctrl-C, nobody waits for 138 GB to be read
 
 
-def md5_of(path: Path, bar: tqdm, stop: Event) -> str:
-    """Hex MD5 of a file, read piece by piece. Raises UserError if it cannot be read."""
+def _md5_of(path: Path, bar: tqdm, stop: Event) -> str:
+    """Hex MD5 of a file. Raises UserError if it cannot be read."""
     digest = hashlib.md5(usedforsecurity=False)
     with readable(path), open(path, "rb", buffering=0) as file:
         while not stop.is_set() and (chunk := file.read(_CHUNK)):
@@ -139,96 +146,144 @@ def md5_of(path: Path, bar: tqdm, stop: Event) -> str:
     return digest.hexdigest()
 
 
-def _check_contents(
-    path: Path, split: str, found: Contents, facts: Facts, devkit: Devkit | None, report: Report
-) -> None:
-    """Compare classes and numbers of images."""
-    index, name = found.index, path.name
-    counts = class_counts(index)
+def _read_tar(run: _Check, path: Path) -> ImageIndex:
+    """The intact images of an official tar (of train, of intact classes); notes its faults.
+
+    Without a devkit, validation images have no labels. Raises UserError if it cannot be read.
+    """
+    stamp, devkit = stamp_of(path), run.devkit
+    if path.name in TARS["train"]:
+        tar = read_train_tar(path)
+        classes, images, faults = list(tar.classes), join(list(tar.classes.values())), tar.faults
+        labels = np.repeat(np.arange(len(classes)), tar.counts)
+    else:
+        with open_tar(path) as file, readable(path):
+            images = list_images(file)
+        classes, faults = devkit.classes if devkit else [], [images.fault]
+        labels = np.full(len(images), -1, np.int64)
+        if path.name in TARS["val"] and devkit:
+            labels = devkit.labels_of(images.names)
+            faults.append(unlabelled(images.names[labels < 0]))
+    for fault in filter(None, faults):
+        run.wrong(path.name, fault)
+    reader = TarReader(str(path), stamp, images.offsets, images.sizes)
+    index = ImageIndex(classes, labels.astype(np.int64), str(path), images.names, reader)
+    return index.only(np.argsort(labels, kind="stable"))
+
+
+def _read_folder(run: _Check, split: str) -> ImageIndex:
+    """The images in `split/<class>/`, or of the test split in `test/` itself; notes its faults.
+
+    Raises UserError if it cannot be read.
+    """
+    folder = run.root / split
+    names = images_in(folder) if split == "test" else np.zeros(0, "S1")
+    if split != "test" and not class_folders(folder):
+        run.wrong(split, f"has no class folders such as {split}/n01440764")
+    elif split != "test":
+        try:
+            return index_folder(folder, is_train=False)
+        except UserError as error:
+            run.wrong(split, str(error))
+    return ImageIndex([], np.full(len(names), -1, np.int64), str(folder), names)
+
+
+def _check_numbers(run: _Check, split: str, name: str, index: ImageIndex) -> None:
+    """Compare the classes and the numbers of images."""
+    rows = index.rows_by_class()
+    counts = {wnid: len(part) for wnid, part in zip(index.classes, rows, strict=True)}
     text = f"{name}: {len(index):,} images"
     if any(counts.values()):
-        amounts = _amounts(min(counts.values()), max(counts.values()))
+        amounts = _span(min(counts.values()), max(counts.values()))
         text += f" of {len(counts):,} classes, {amounts} a class"
-    report.tell(text)
-    report.add(name, found.faults)
-    if found.faults and index.tar and devkit:
-        usable = len(index) if split == "test" else int((index.labels >= 0).sum())
-        if usable:
-            report.tell(f"(extract --partial saves {usable:,} images)")
-    expected = facts.num_images.get(split, len(index))
+    run.tell(text)
+    expected = run.release.num_images.get(split, len(index))
     if len(index) != expected:
-        report.add(name, [f"has {len(index):,} images, not {expected:,}"])
+        run.wrong(name, f"has {len(index):,} images, not {expected:,}")
     if counts and split != "test":
-        report.add(name, _class_faults(counts, devkit.classes if devkit else [], facts))
-        report.add(name, _count_faults(counts, _exact_counts(split, devkit, facts), split, facts))
-    if split == "val" and devkit and not index.tar and (wrong := misplaced(index, devkit)):
-        report.add(name, [f"has images in the folder of another class: {_some(wrong)}"])
+        _check_classes(run, name, set(counts))
+        _check_counts(run, split, name, counts)
+    in_folders = split == "val" and not index.tar
+    if in_folders and run.devkit and (misplaced := _misplaced(index, run.devkit)):
+        run.wrong(name, f"has images in the folder of another class: {_some(misplaced)}")
 
 
-def _class_faults(counts: dict[str, int], classes: list[str], facts: Facts) -> list[str]:
-    """What is wrong with the classes; without a devkit only their number is known."""
-    if not classes:
-        what = f"has {len(counts):,} classes, not {facts.num_classes:,}"
-        return [what] if len(counts) != facts.num_classes else []
-    lacking = sorted(set(classes) - set(counts))
-    unknown = sorted(set(counts) - set(classes))
-    faults = [f"lacks the classes {_some(lacking)}"] if lacking else []
-    return faults + ([f"has classes unknown to {DEVKIT}: {_some(unknown)}"] if unknown else [])
+def _check_classes(run: _Check, name: str, classes: set[str]) -> None:
+    """Without a devkit only their number is known."""
+    expected = set(run.devkit.classes) if run.devkit else classes
+    if lacking := sorted(expected - classes):
+        run.wrong(name, f"lacks the classes {_some(lacking)}")
+    if unknown := sorted(classes - expected):
+        run.wrong(name, f"has classes unknown to {DEVKIT}: {_some(unknown)}")
+    if not run.devkit and len(classes) != run.release.num_classes:
+        run.wrong(name, f"has {len(classes):,} classes, not {run.release.num_classes:,}")
 
 
-def _count_faults(
-    counts: dict[str, int], exact: dict[str, int], split: str, facts: Facts
-) -> list[str]:
-    """Classes that have too few or too many images."""
-    fewest, most = facts.per_class.get(split, [0, sum(counts.values())])
+def _check_counts(run: _Check, split: str, name: str, counts: dict[str, int]) -> None:
+    """Name the classes that have too few or too many images."""
+    fewest, most = run.release.per_class.get(split, (0, sum(counts.values())))
+    exact = _exact_counts(run, split)
     odd = [
-        f"{name} ({count:,}, not {exact.get(name) or _amounts(fewest, most)})"
-        for name, count in counts.items()
-        if not exact.get(name, fewest) <= count <= exact.get(name, most)
+        f"{wnid} ({count:,}, not {exact.get(wnid) or _span(fewest, most)})"
+        for wnid, count in counts.items()
+        if not exact.get(wnid, fewest) <= count <= exact.get(wnid, most)
     ]
-    return [f"has another number of images of {_some(odd)}"] if odd else []
+    if odd:
+        run.wrong(name, f"has another number of images of {_some(odd)}")
 
 
-def _exact_counts(split: str, devkit: Devkit | None, facts: Facts) -> dict[str, int]:
-    """Class -> its number of images as the devkit has it; of train only if it adds up."""
-    if devkit is None:
+def _exact_counts(run: _Check, split: str) -> dict[str, int]:
+    """Class -> its number of images according to the devkit; for train only if they add up."""
+    if run.devkit is None:
         return {}
     if split == "train":
-        adds_up = sum(devkit.num_train.values()) == facts.num_images.get("train")
-        return devkit.num_train if adds_up else {}
-    counts = np.bincount(devkit.val_labels, minlength=len(devkit.wnids))
-    return dict(zip(devkit.classes, counts.tolist(), strict=True))
+        adds_up = sum(run.devkit.num_train.values()) == run.release.num_images.get("train")
+        return run.devkit.num_train if adds_up else {}
+    counts = np.bincount(run.devkit.val_labels, minlength=len(run.devkit.wnids))
+    return dict(zip(run.devkit.classes, counts.tolist(), strict=True))
+
+
+def _misplaced(index: ImageIndex, devkit: Devkit) -> list[str]:
+    """Validation images in the folder of another class than the devkit's, as class/name."""
+    true = devkit.labels_of(index.names)
+    label_of = {name: label for label, name in enumerate(devkit.classes)}
+    labels = np.array([label_of.get(name, -1) for name in index.classes], np.int64)[index.labels]
+    rows = np.flatnonzero((true != labels) & (true >= 0))
+    return ["/".join(Path(index.path(i)).parts[-2:]) for i in rows.tolist()]
 
 
 def _check_images(
-    name: str, split: str, index: ImageIndex, facts: Facts, workers: int, report: Report
+    run: _Check, split: str, name: str, index: ImageIndex, *, num_workers: int
 ) -> None:
-    """Decode all images, and compare the odd ones with those known."""
-    found, amount = defaultdict[str, list[str]](list), defaultdict[str, int](int)
-    for part in over_images(odd_images, index, workers, f"decoding {name}"):
-        for i, kind, reason in part:
-            path = index.path(i)
-            amount[kind] += 1
-            if kind == UNREADABLE:
-                report.add(name, [f"has the unreadable image {path} ({reason})"])
-            elif kind not in PLENTY:
-                found[kind].append(Path(path).stem)
-                report.tell(f"{name}: {kind}: {path}")
-    numbers = ", ".join(f"{kind} {count:,}" for kind, count in sorted(amount.items()))
-    report.tell(f"{name}: {len(index):,} images decoded; odd ones: {numbers or 'none'}")
-    if split != "train" or len(index) != facts.num_images.get("train"):
+    """Decode all images, and compare the odd ones with those that are known."""
+    names, amounts = defaultdict[str, set[str]](set), Counter[str]()
+    for odd in over_images(odd_images, index, num_workers, f"decoding {name}"):
+        for image in odd:
+            if image.unreadable:
+                amounts["unreadable"] += 1
+                run.wrong(name, f"has the unreadable image {image.path} ({image.unreadable})")
+            amounts.update(image.kinds)
+            for kind in image.kinds:
+                if kind not in COMMON:
+                    names[kind].add(Path(image.path).stem)
+                    run.tell(f"{name}: {kind}: {image.path}")
+    text = ", ".join(f"{kind} {count:,}" for kind, count in sorted(amounts.items()))
+    run.tell(f"{name}: {len(index):,} images decoded; odd ones: {text or 'none'}")
+    if split != "train" or len(index) != run.release.num_images.get("train"):
         return
-    for kind, known in facts.odd.items():
-        here = set(found[kind])
-        differing = sorted(set(known) - here if kind in AT_LEAST else set(known) ^ here)
-        if differing:
-            what = f"is not as distributed: of the {len(known)} known as {kind} "
-            report.add(name, [what + f"and those found so, these differ: {_some(differing)}"])
+    for kind, known in run.release.odd_images.items():
+        missing, more = set(known) - names[kind], names[kind] - set(known)
+        if differing := sorted(missing if kind in AT_LEAST else missing | more):
+            run.wrong(
+                name,
+                f"is not as distributed: of the {len(known)} known as {kind} and those found here, "
+                f"these differ: {_some(differing)}",
+            )
         else:
-            report.tell(f"{name}: {kind}: {', '.join(known)}: as in the set as distributed")
+            run.tell(f"{name}: {kind}: {', '.join(known)}: as in the set as distributed")
 
 
-def _amounts(fewest: int, most: int) -> str:
+def _span(fewest: int, most: int) -> str:
     return f"{fewest:,}" + (f" to {most:,}" if most != fewest else "")
 
 

@@ -1,11 +1,12 @@
 """The mean image of a training set (Sec. 3), and the covariance of its colours ([16]).
 
-Both are of the centre crops that validation sees, so that every image counts alike whatever its
-size, and one pass over the images does. Sums are integers: the result does not depend on how the
+Both are of the centre crops that validation sees: every image counts alike whatever its size, and
+one pass over the images is enough. Sums are integers, so the result does not depend on how the
 images were divided among processes.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ Sums = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of N images seen through their centre crops of S x S pixels; RGB, grey levels 0..255."""
+    """Of the centre crops, S x S pixels, of N images; RGB, pixel values 0..255."""
 
     num_images: int
-    unreadable: list[str]  # paths of images that are left out
+    unreadable: list[str]  # paths of the images that are left out
     mean: Floats  # [S, S, 3]
-    covariance: Floats  # [3, 3] of the colours of all pixels, squared grey levels
+    covariance: Floats  # [3, 3] of the colours of all pixels
 
     @property
     def channel_mean(self) -> Floats:
@@ -40,80 +41,89 @@ class Statistics:
     def principal_colours(self) -> tuple[Floats, Floats]:
         """Eigenvalues [3] of the covariance, largest first, and eigenvectors, columns of [3, 3].
 
-        An eigenvector's sign is free: here it points as that of COLOUR_VECTORS does.
+        An eigenvector's sign is arbitrary: here it is that of COLOUR_VECTORS.
         """
         values, vectors = np.linalg.eigh(self.covariance)
         values, vectors = values[::-1], vectors[:, ::-1]
         return values, vectors * np.where((vectors * COLOUR_VECTORS).sum(0) < 0, -1, 1)
 
 
-@dataclass(frozen=True)
-class _View:
-    """What is done with each part of the index; sent to the worker processes."""
+@dataclass
+class _Sums:
+    """Over the centre crops of some images."""
 
-    crop: int
-    scale: int
-    skip: bool
+    pixels: Sums  # [S, S, 3]
+    products: Sums  # [3, 3] of the channels, over all pixels
+    num_images: int
+    unreadable: list[str]  # paths and reasons
 
-    def __call__(self, index: ImageIndex, part: range) -> tuple[int, Sums, Sums, list[str]]:
-        """Number of images, sums of pixels [S, S, 3] and of products [3, 3], what was left out."""
-        pixels = np.zeros((self.crop, self.crop, 3), np.int64)
-        products, bad = np.zeros((3, 3), np.int64), list[str]()
-        place = centre_draws(np.zeros(1, np.int64), self.scale).places[0]
-        for i in part:
-            try:
-                crop = show(index.read(i), self.scale, place, False, self.crop)
-            except (BadImage, OSError) as error:
-                bad.append(f"{index.path(i)} ({reason(error)})")
-                if not self.skip:
-                    raise UserError(
-                        f"cannot read image {bad[0]}: replace the file, or leave it out with --skip"
-                    ) from error
-                continue
-            pixels += crop
-            planes = crop.reshape(-1, 3).T.astype(np.int64)
-            products += planes @ planes.T
-        return len(part) - len(bad), pixels, products, bad
+    @classmethod
+    def zero(cls, crop: int) -> "_Sums":
+        return cls(np.zeros((crop, crop, 3), np.int64), np.zeros((3, 3), np.int64), 0, [])
+
+    def add(self, other: "_Sums") -> None:
+        self.pixels += other.pixels
+        self.products += other.products
+        self.num_images += other.num_images
+        self.unreadable += other.unreadable
 
 
-def statistics(index: ImageIndex, crop: int, scale: int, workers: int, skip: bool) -> Statistics:
-    """Mean and covariance over the centre crops of all images, by so many processes.
+def _sum_crops(index: ImageIndex, rows: range, *, crop: int, scale: int, skip: bool) -> _Sums:
+    """Sums over these images of the index; for data.prepare.pool."""
+    sums = _Sums.zero(crop)
+    centre = centre_draws(np.zeros(1, np.int64), scale).places[0]
+    for i in rows:
+        try:
+            image = show(index.read(i), scale=scale, place=centre, flip=False, crop=crop)
+        except (BadImage, OSError) as error:
+            path = f"{index.path(i)} ({reason(error)})"
+            if not skip:
+                raise UserError(
+                    f"cannot read image {path}: replace the file, or leave it out with --skip"
+                ) from error
+            sums.unreadable.append(path)
+            continue
+        channels = image.reshape(-1, 3).T.astype(np.int64)
+        sums.pixels += image
+        sums.products += channels @ channels.T
+        sums.num_images += 1
+    return sums
 
-    crop: side of the crops; scale: shorter side of the resized images. skip: leave out an image
-    that cannot be read. Raises UserError for such an image otherwise, and if there is none left.
+
+def statistics(
+    index: ImageIndex, *, crop: int, scale: int, num_workers: int, skip: bool
+) -> Statistics:
+    """Mean and covariance over the centre crops of all images, by `num_workers` processes.
+
+    crop: side of the crops; scale: shorter side of the resized images. skip: leave out images that
+    cannot be read. Raises UserError for such an image otherwise, and if no image is left.
     """
-    count, bad = 0, list[str]()
-    pixels = np.zeros((crop, crop, 3), np.int64)
-    products = np.zeros((3, 3), np.int64)
-    view = _View(crop, scale, skip)
-    for found, part_pixels, part_products, part_bad in over_images(
-        view, index, workers, "mean image"
-    ):
-        count += found
-        pixels += part_pixels
-        products += part_products
-        for name in part_bad:
-            tqdm.write(f"left out: {name}")
-        bad += part_bad
-    if not count:
+    work = partial(_sum_crops, crop=crop, scale=scale, skip=skip)
+    total = _Sums.zero(crop)
+    for sums in over_images(work, index, num_workers, "mean image"):
+        for path in sums.unreadable:
+            tqdm.write(f"left out: {path}")
+        total.add(sums)
+    if not total.num_images:
         raise UserError("there is no image to take the mean of")
-    num_pixels = count * crop * crop
-    colour = pixels.sum((0, 1)) / num_pixels
-    covariance = products / num_pixels - np.outer(colour, colour)
-    return Statistics(count, bad, pixels / count, covariance)
+    num_pixels = total.num_images * crop * crop
+    colour = total.pixels.sum((0, 1)) / num_pixels
+    covariance = total.products / num_pixels - np.outer(colour, colour)
+    mean = total.pixels / total.num_images
+    return Statistics(total.num_images, total.unreadable, mean, covariance)
 
 
-def facts_of(found: Statistics, scale: int, fingerprint: str) -> dict[str, Any]:
+def to_json(result: Statistics, scale: int, fingerprint: str) -> dict[str, Any]:
     """What is written beside the mean image, as plain values."""
-    values, vectors = found.principal_colours()
+    values, vectors = result.principal_colours()
     return {
-        "num_images": found.num_images,
-        "unreadable": found.unreadable,
+        "num_images": result.num_images,
+        "unreadable": result.unreadable,
         "data_set": fingerprint,
-        "crop": len(found.mean),
+        "crop": len(result.mean),
         "scale": scale,
-        "channel_mean": found.channel_mean.tolist(),
-        "covariance": found.covariance.tolist(),
+        "channel_mean": result.channel_mean.tolist(),
+        "covariance": result.covariance.tolist(),
         "eigenvalues": values.tolist(),
         "eigenvectors": vectors.tolist(),
         "colour_values": (values / 255).tolist(),
@@ -125,15 +135,15 @@ def facts_of(found: Statistics, scale: int, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def table(found: Statistics) -> str:
+def table(result: Statistics) -> str:
     """Mean colour and principal colours, beside the constants that training uses.
 
-    The values of [16] in common use have the size of eigenvalues for colours in 0..1, times 255:
-    those of the covariance here, divided by 255.
+    The usual values of [16] have the size of eigenvalues for colours in 0..1, times 255: those of
+    the covariance here, divided by 255.
     """
-    values, vectors = found.principal_colours()
+    values, vectors = result.principal_colours()
     rows = [
-        ("mean colour, R G B", found.channel_mean),
+        ("mean colour, R G B", result.channel_mean),
         ("  CHANNEL_MEAN (Caffe)", np.array(CHANNEL_MEAN)),
         ("eigenvalues of the covariance", values),
         ("  divided by 255", values / 255),

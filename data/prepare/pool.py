@@ -19,36 +19,37 @@ from data.sources.index import ImageIndex
 T = TypeVar("T")
 Work = Callable[[ImageIndex, range], T]
 
-_PART = 64  # images that a process takes at once
-_AHEAD = 3  # parts on their way for each process
+_ROWS = 64  # images in a task
+_AHEAD = 3  # tasks in flight for each process
 
 _work: tuple[Work[Any], ImageIndex]  # of this worker process
 
 
-def over_images(work: Work[T], index: ImageIndex, workers: int, what: str) -> Iterator[T]:
-    """work(index, part) for one part of the index after the other, in `workers` processes.
+def over_images(work: Work[T], index: ImageIndex, num_workers: int, title: str) -> Iterator[T]:
+    """work(index, rows) for one range of rows after the other, in `num_workers` processes.
 
-    Where parts begin and end does not depend on the number of processes. `what` names the
-    progress bar. Raises what `work` raises, and UserError if a process dies.
+    The ranges do not depend on the number of processes. `title` is shown by the progress bar.
+    Raises what `work` raises, and UserError if a process dies.
     """
     # As for the torchvision loader: a fork of this process could inherit locks that are held.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__])
-    parts = iter([range(a, min(a + _PART, len(index))) for a in range(0, len(index), _PART)])
+    function = getattr(work, "func", work)  # of a partial, whose own module is functools
+    context.set_forkserver_preload([function.__module__])
+    ranges = (range(a, min(a + _ROWS, len(index))) for a in range(0, len(index), _ROWS))
     pending: deque[tuple[range, Future[T]]] = deque()
     with (
-        tqdm(total=len(index), desc=what, unit="img", disable=None) as bar,
-        ProcessPoolExecutor(workers, context, _start, (work, index)) as pool,
+        tqdm(total=len(index), desc=title, unit="img", disable=None) as bar,
+        ProcessPoolExecutor(num_workers, context, _start, (work, index)) as pool,
     ):
         try:
             while True:
-                while len(pending) < _AHEAD * workers and (part := next(parts, None)) is not None:
-                    pending.append((part, pool.submit(_run, part)))
+                while len(pending) < _AHEAD * num_workers and (rows := next(ranges, None)):
+                    pending.append((rows, pool.submit(_run, rows)))
                 if not pending:
                     return
-                part, future = pending.popleft()
+                rows, future = pending.popleft()
                 yield future.result()
-                bar.update(len(part))
+                bar.update(len(rows))
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process died, often because memory ran out: give fewer --workers"
@@ -61,17 +62,17 @@ def _start(work: Work[T], index: ImageIndex) -> None:
     global _work
     _work = work, index
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
-    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+    threading.Thread(target=_exit_with_main_process, daemon=True).start()
 
 
-def _end_with_the_main_process() -> None:
-    """However it dies: a worker that waits for its next part would wait for ever."""
+def _exit_with_main_process() -> None:
+    """However it dies: a worker that waits for its next task would wait forever."""
     main = multiprocessing.parent_process()
     if main is not None:
         wait([main.sentinel])
         os._exit(1)
 
 
-def _run(part: range) -> Any:
+def _run(rows: range) -> Any:
     work, index = _work
-    return work(index, part)
+    return work(index, rows)

@@ -1,9 +1,9 @@
 """Images written into the folder layout, `OUT/<split>/<class>/*` and `OUT/test/*`.
 
-A class is written into a hidden folder beside its place, which data/sources/folders.py does not
-see, and takes its place once it is whole: a folder that is there is finished. Until all classes of
-a split are, a file in it says so, and the split is refused as a data set. Names are those that
-data/sources/tars.py lists, without folders, of regular files.
+A class is written into a hidden folder beside its final place, which data/sources/folders.py does
+not see, and renamed once it is whole: a folder that is there is finished. Until all classes of a
+split are, a marker file makes the split unusable as a data set. File names are those that
+data/sources/tars.py lists: without folders, of regular files.
 """
 
 import os
@@ -11,21 +11,51 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError, reason
 from common.files import lock
-from data.prepare.contents import rows_of_classes
 from data.sources.folders import UNFINISHED
-from data.sources.index import ImageIndex
+from data.sources.index import ImageIndex, scan_folder
 from data.sources.tars import readable
 
-WRITERS = 16  # threads: network file systems answer slowly but many at a time
-_BLOCK = 4096  # what a file takes of a disk is a multiple of it
+WRITERS = 16  # threads: network file systems answer slowly but many requests at a time
+_BLOCK = 4096  # bytes; on disk a file takes a multiple of it
+
+
+def subset_index(
+    root: Path,
+    split: str,
+    *,
+    classes: int | None = None,
+    images: int | None = None,
+    per_class: int | None = None,
+) -> ImageIndex:
+    """The first images of the first classes of a split, of a data set in either layout.
+
+    classes: how many; None: all. per_class: images of each class. images: images in all, spread
+    evenly: some classes get one more than the others. A class with fewer images gives all it has.
+    Raises UserError if there are not that many classes, or fewer images than classes are asked for.
+    """
+    index = scan_folder(root, split)
+    if classes is not None and classes > len(index.classes):
+        raise UserError(
+            f"{index.folder} has {len(index.classes):,} classes, not --classes {classes}"
+        )
+    count = classes or len(index.classes)
+    if images is not None and images < count:
+        raise UserError(f"--images {images} is less than one for each of {count:,} classes")
+    wanted = [per_class if per_class is not None else len(index)] * count
+    if images is not None:
+        wanted = [images // count + (label < images % count) for label in range(count)]
+    rows = zip(index.rows_by_class(), wanted, strict=False)
+    chosen = index.only(np.concatenate([np.array(part[:want], np.int64) for part, want in rows]))
+    return replace(chosen, classes=index.classes[:count])
 
 
 @dataclass(frozen=True)
@@ -38,7 +68,7 @@ class _Folder:
 
     @property
     def part(self) -> Path:
-        """Where it is written."""
+        """Where it is written before it is whole."""
         return self.path.with_name(f".{self.path.name}.part")
 
     def sizes(self) -> dict[str, int]:
@@ -46,15 +76,15 @@ class _Folder:
         return {os.fsdecode(self.index.names[i]): self._size(i) for i in self.rows}
 
     def is_finished(self) -> bool:
-        """Whether all of its files are there with their sizes, and no others but hidden ones.
+        """Whether it holds all of its files with their sizes, and no others but hidden ones.
 
-        Sizes also tell of files that were lost when a machine went down.
+        Comparing sizes also catches files that were lost when a machine crashed.
         """
         if not self.path.is_dir():
             return False
         with os.scandir(self.path) as entries:
-            found = {e.name: e.stat().st_size for e in entries if not e.name.startswith(".")}
-        return found == self.sizes()
+            there = {e.name: e.stat().st_size for e in entries if not e.name.startswith(".")}
+        return there == self.sizes()
 
     def _size(self, i: int) -> int:
         if self.index.tar:
@@ -66,44 +96,43 @@ class _Folder:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a split."""
+    """What was done for a split."""
 
     num_images: int  # written now
     num_folders: int  # written now
-    num_finished: int  # folders that were there
-    left_alone: list[str]  # paths of what is there and should not be, or should be different
+    num_finished: int  # folders that were already there
+    left_alone: list[str]  # paths that exist but should not, or differ from what would be written
 
 
-def write_splits(out: Path, splits: dict[str, ImageIndex], workers: int) -> dict[str, Written]:
-    """Write the images of each split into `out`, class by class, many at a time.
+def write_splits(out: Path, splits: dict[str, ImageIndex], num_workers: int) -> dict[str, Written]:
+    """Write the images of each split into `out`, class by class, in `num_workers` threads.
 
-    What is there is kept: a finished class is not written again, and one that differs is left
-    alone and reported. Raises UserError if there is no room, or if a file cannot be read or
-    written; the same call then goes on where it stopped.
+    Nothing is overwritten: a finished class is not written again, and a class that differs is left
+    alone and reported. Raises UserError if the disk is too small, or if a file cannot be read or
+    written; the same call then continues where it stopped.
     """
     folders = {split: _folders(out, split, index) for split, index in splits.items()}
-    busy = f"another process is writing into {out}: wait for it"
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
+    busy = f"another process is writing into {out}: wait for it"
     with _writing(out), lock(out, busy=busy):
         written, missing = dict[str, Written](), list[_Folder]()
         for split, wanted in folders.items():
-            new = [one for one in wanted if not os.path.lexists(one.path)]
-            there = [one for one in wanted if os.path.lexists(one.path)]
-            odd = _differing(there, workers) + _unexpected(out / split, wanted)
-            images = sum(len(one.rows) for one in new)
-            written[split] = Written(images, len(new), len(there), odd)
+            new = [folder for folder in wanted if not os.path.lexists(folder.path)]
+            old = [folder for folder in wanted if os.path.lexists(folder.path)]
+            left_alone = _differing(old, num_workers) + _unexpected(out / split, wanted)
+            num_images = sum(len(folder.rows) for folder in new)
+            written[split] = Written(num_images, len(new), len(old), left_alone)
             missing += new
-        for one in missing:
-            if os.path.lexists(one.part):
-                shutil.rmtree(one.part)
+        for folder in missing:
+            if os.path.lexists(folder.part):
+                shutil.rmtree(folder.part)
         _refuse_full_disk(out, missing)
-        marks = {one.path.parent / UNFINISHED for one in missing if one.path.parent != out}
-        for mark in marks:
-            mark.parent.mkdir(exist_ok=True)
-            mark.touch()
-        _write_all(missing, workers)
-        for split in folders:  # also those that an earlier call has left with the last class there
+        for split_folder in {folder.path.parent for folder in missing} - {out}:
+            split_folder.mkdir(exist_ok=True)
+            (split_folder / UNFINISHED).touch()
+        _write_all(missing, num_workers)
+        for split in folders:  # also if an earlier call was killed right after its last class
             (out / split / UNFINISHED).unlink(missing_ok=True)
     return written
 
@@ -114,27 +143,26 @@ def _folders(out: Path, split: str, index: ImageIndex) -> list[_Folder]:
     for name in index.classes:  # from the devkit, or a member of a tar
         if name != os.path.basename(name) or name.startswith(".") or not name:
             raise UserError(f"{index.folder} has a class {name!r}, which cannot name a folder")
-    rows = rows_of_classes(index)
-    every = zip(index.classes, rows, strict=True)
-    return [_Folder(out / split / name, index, part) for name, part in every if part]
+    rows_by_class = zip(index.classes, index.rows_by_class(), strict=True)
+    return [_Folder(out / split / name, index, rows) for name, rows in rows_by_class if rows]
 
 
-def _differing(folders: list[_Folder], workers: int) -> list[str]:
-    """Those that are not finished."""
-    with ThreadPoolExecutor(workers) as pool:
+def _differing(folders: list[_Folder], num_workers: int) -> list[str]:
+    """The paths of those that are not finished."""
+    with ThreadPoolExecutor(num_workers) as pool:
         finished = pool.map(_Folder.is_finished, folders)
-        bar = tqdm(finished, "what is there", len(folders), unit="class", disable=None)
-        return [str(one.path) for one, whole in zip(folders, bar, strict=True) if not whole]
+        bar = tqdm(finished, "comparing", len(folders), unit="class", disable=None)
+        return [str(folder.path) for folder, done in zip(folders, bar, strict=True) if not done]
 
 
-def _unexpected(folder: Path, wanted: list[_Folder]) -> list[str]:
-    """What else is beside the class folders; it would be taken for a class, or is no folder."""
-    if folder in [one.path for one in wanted] or not folder.is_dir():
+def _unexpected(split_folder: Path, wanted: list[_Folder]) -> list[str]:
+    """Paths beside the class folders, which would be taken for classes or are no folders."""
+    if split_folder in [folder.path for folder in wanted] or not split_folder.is_dir():
         return []
-    names = {one.path.name for one in wanted}
+    names = {folder.path.name for folder in wanted}
     return [
-        str(folder / name)
-        for name in sorted(os.listdir(folder))
+        str(split_folder / name)
+        for name in sorted(os.listdir(split_folder))
         if name not in names and not name.startswith(".")
     ]
 
@@ -145,33 +173,26 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or out
+        path = error.filename or out
         raise UserError(
-            f"cannot write {where} ({reason(error)}): the same command goes on where it stopped"
+            f"cannot write {path} ({reason(error)}): the same command continues where it stopped"
         ) from error
 
 
 def _refuse_full_disk(out: Path, folders: list[_Folder]) -> None:
-    needed = sum(-(-size // _BLOCK) * _BLOCK for one in folders for size in one.sizes().values())
-    files, disk = sum(len(one.rows) for one in folders), os.statvfs(out)
-    free = disk.f_bavail * disk.f_frsize
+    sizes = (size for folder in folders for size in folder.sizes().values())
+    needed, free = sum(-(-size // _BLOCK) * _BLOCK for size in sizes), shutil.disk_usage(out).free
     if needed > free:
         raise UserError(
             f"{out} needs room for {needed / 1e9:,.1f} GB more, {free / 1e9:,.1f} GB are free"
         )
-    if disk.f_files and files > disk.f_favail:  # where it is 0, files are not limited
-        raise UserError(
-            f"{out} needs room for {files:,} more files, its file system for {disk.f_favail:,}"
-        )
 
 
-def _write_all(folders: list[_Folder], workers: int) -> None:
-    stop, total = Event(), sum(len(one.rows) for one in folders)
-    for parent in {one.path.parent for one in folders}:
-        parent.mkdir(parents=True, exist_ok=True)
+def _write_all(folders: list[_Folder], num_workers: int) -> None:
+    stop, total = Event(), sum(len(folder.rows) for folder in folders)
     with (
         tqdm(total=total, desc="writing", unit="img", disable=None) as bar,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(num_workers) as pool,
     ):
         try:
             written = [pool.submit(_write, folder, bar, stop) for folder in folders]
@@ -182,7 +203,7 @@ def _write_all(folders: list[_Folder], workers: int) -> None:
 
 
 def _write(folder: _Folder, bar: tqdm, stop: Event) -> None:
-    """Write one folder; left unfinished if `stop` is set."""
+    """Write one folder; it stays unfinished if `stop` is set."""
     if stop.is_set():
         return
     folder.part.mkdir()

@@ -1,4 +1,4 @@
-"""What a scan found, kept in the user's cache folder: it saves time and is never needed."""
+"""Scans of data sets, kept in the user's cache folder: they save time and are never needed."""
 
 import hashlib
 import os
@@ -15,20 +15,20 @@ import numpy.typing as npt
 from common.files import lock
 
 Arrays = dict[str, npt.NDArray[Any]]
-OnProgress = Callable[[], None]  # called now and then while a long scan goes on
+OnProgress = Callable[[], None]  # called now and then during a long scan
 
 
 def no_report() -> None:
     """The OnProgress of a process for which nobody waits."""
 
 
-# A file's time of change has a resolution. What changed this short a time before it was scanned
-# could change again without its time showing it, so that such a scan is not kept.
+# Modification times have a limited resolution. A file that changed this short a time before its
+# scan could change again without a new modification time, so such a scan is not kept.
 _SETTLED_NS = 2_000_000_000
 
 
 def cache_file(source: Path) -> Path | None:
-    """Where the scan of this folder or file is kept; None where the user has no home."""
+    """Where the scan of this folder or file is kept; None if the user has no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
@@ -40,43 +40,44 @@ def cache_file(source: Path) -> Path | None:
 
 def scan_once(
     source: Path,
-    known: Arrays,
+    state: Arrays,
+    *,
     changed_ns: int,
     scan: Callable[[], Arrays],
     on_progress: OnProgress,
 ) -> Arrays:
-    """What `scan` finds in this folder or file, from the cache where that holds what it found.
+    """The result of `scan` for this folder or file, from the cache if it is still valid.
 
-    A kept scan counts if the arrays in `known` are among its own and equal. changed_ns: when the
-    source last changed. Of several processes that ask at once, one scans.
+    A kept scan is valid if it was made of a source in the same `state`. changed_ns: when the source
+    last changed. If several processes ask at once, one of them scans.
     """
     cache = cache_file(source)
-    found = _recall(cache, known)
-    if found is not None:
-        return found
+    arrays = _recall(cache, state)
+    if arrays is not None:
+        return arrays
     if cache is None or time.time_ns() - changed_ns <= _SETTLED_NS:
         return scan()
     with _scanning(cache, on_progress):
-        found = _recall(cache, known)
-        if found is None:
-            found = scan()
-            keep(cache, **known, **found)
-    return found
+        arrays = _recall(cache, state)
+        if arrays is None:
+            arrays = scan()
+            keep(cache, **state, **arrays)
+    return arrays
 
 
-def _recall(cache: Path | None, known: Arrays) -> Arrays | None:
+def _recall(cache: Path | None, state: Arrays) -> Arrays | None:
     try:
         with np.load(cache or os.devnull, allow_pickle=False) as kept:
-            if all(np.array_equal(kept[name], value) for name, value in known.items()):
+            if all(np.array_equal(kept[name], value) for name, value in state.items()):
                 return {name: kept[name] for name in kept.files}
-    except Exception:  # absent, or damaged in one of many ways: a scan mends them all
+    except Exception:  # absent, or damaged in one of many ways: a new scan repairs it
         pass
     return None
 
 
 @contextmanager
 def _scanning(cache: Path, on_progress: OnProgress) -> Iterator[None]:
-    """While one process is inside, others wait; where locks are not to be had, they do not."""
+    """One process at a time is inside, the others wait; without a place for a lock, none waits."""
     with ExitStack() as stack:
         with suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def _scanning(cache: Path, on_progress: OnProgress) -> Iterator[None]:
 
 
 def keep(cache: Path | None, **arrays: npt.NDArray[Any]) -> None:
-    """Write the cache file in one step. Where it cannot be written, it is not."""
+    """Write the cache file atomically. Does nothing if it cannot be written."""
     if cache is None:
         return
     part = None

@@ -48,43 +48,44 @@ class Devkit:
         return label_of_id[self.val_ids - 1]
 
     def labels_of(self, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
-        """[N] our labels of validation images by the numbers in their names; -1: it has none.
+        """[N] our labels of validation images, by the numbers in their names; -1: unknown number.
 
-        Not by their order, which does not tell which one is missing.
+        Their order would not do: it does not tell which image is missing.
         """
-        found = [_NUMBER.search(name) for name in names.tolist()]
-        places = np.array([int(one[1]) if one else 0 for one in found], np.int64) - 1
-        known = (places >= 0) & (places < len(self.val_ids))
+        matches = [_NUMBER.search(name) for name in names.tolist()]
+        rows = np.array([int(match[1]) if match else 0 for match in matches], np.int64) - 1
+        known = (rows >= 0) & (rows < len(self.val_ids))
         labels = np.full(len(names), -1, np.int64)
-        labels[known] = self.val_labels[places[known]]
+        labels[known] = self.val_labels[rows[known]]
         return labels
 
 
 def read_devkit(path: Path) -> Devkit:
     """The devkit in ILSVRC2012_devkit_t12.tar.gz, read without unpacking it.
 
-    Raises UserError if the file cannot be read, is damaged, or lacks or contradicts itself.
+    Raises UserError if the file cannot be read, is damaged or incomplete, or contradicts itself.
     """
     files = _read_files(path)
     try:
         synsets = _read_synsets(files[_META])
-        ids = np.array(files[_TRUTH].split(), np.int64)
+        val_ids = np.array(files[_TRUTH].split(), np.int64)
     except Exception as error:  # scipy raises many kinds on a damaged file
         raise _refused(path, f"cannot be understood ({error})") from error
-    leaves = {int(one["ILSVRC2012_ID"]): one for one in synsets if not one["num_children"]}
-    numbers = sorted(leaves)
-    if numbers != list(range(1, len(numbers) + 1)):
+    leaves = [synset for synset in synsets if not synset["num_children"]]
+    leaves.sort(key=lambda synset: int(synset["ILSVRC2012_ID"]))
+    if [int(leaf["ILSVRC2012_ID"]) for leaf in leaves] != list(range(1, len(leaves) + 1)):
         raise _refused(path, "does not number its classes 1, 2, 3, ...")
-    wnids = [str(leaves[number]["WNID"]) for number in numbers]
+    wnids = [str(leaf["WNID"]) for leaf in leaves]
     if len(set(wnids)) != len(wnids):
         raise _refused(path, "gives one WordNet id to two classes")
-    if not len(ids) or ids.min() < 1 or ids.max() > len(wnids):
+    if not len(val_ids) or val_ids.min() < 1 or val_ids.max() > len(wnids):
         raise _refused(path, f"has validation labels that are not in 1..{len(wnids)}")
-    words = {wnid: str(leaves[number]["words"]) for number, wnid in enumerate(wnids, 1)}
-    num_train = {
-        wnid: int(leaves[number].get("num_train_images", 0)) for number, wnid in enumerate(wnids, 1)
-    }
-    return Devkit(wnids, words, ids, num_train)
+    return Devkit(
+        wnids,
+        words={str(leaf["WNID"]): str(leaf["words"]) for leaf in leaves},
+        val_ids=val_ids,
+        num_train={str(leaf["WNID"]): int(leaf.get("num_train_images", 0)) for leaf in leaves},
+    )
 
 
 def _refused(path: Path, why: str) -> UserError:
@@ -92,25 +93,25 @@ def _refused(path: Path, why: str) -> UserError:
 
 
 def _read_files(path: Path) -> dict[str, bytes]:
-    """The two files that count."""
-    found: dict[str, bytes] = {}
+    """The two files of the devkit that matter here."""
+    files: dict[str, bytes] = {}
     try:
         with readable(path), open(path, "rb") as file, tarfile.open(fileobj=file) as tar:
             for member in tar:
                 name = "/".join(member.name.split("/")[-2:])
                 if name in (_META, _TRUTH) and (content := tar.extractfile(member)):
-                    found[name] = content.read()
+                    files[name] = content.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
         first = str(error).partition("\n")[0].rstrip(":")  # tarfile lists what it has tried
         raise _refused(path, f"is not a whole .tar.gz ({first})") from error
     for name in (_META, _TRUTH):
-        if name not in found:
+        if name not in files:
             raise _refused(path, f"holds no {name}")
-    return found
+    return files
 
 
 def _read_synsets(meta: bytes) -> list[dict[str, Any]]:
-    # Imported where it is needed: it takes a second, and the result of the scan is kept.
+    # Imported only here: it takes a second, and is not needed once the scan is in the cache.
     from scipy.io import loadmat
 
     return loadmat(io.BytesIO(meta), simplify_cells=True)["synsets"]

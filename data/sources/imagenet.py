@@ -1,28 +1,35 @@
 """ImageNet 2012 as it is distributed: tars that are read in place, and the development kit.
 
 ILSVRC2012_img_train.tar holds one uncompressed tar of images for each class, n01440764.tar and so
-on; the validation and test tars hold images, whose labels are in the development kit.
+on; the validation and test tars hold images, and the validation labels are in the development kit.
 """
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from common.errors import UserError
 from data.sources.cache import Arrays, OnProgress, no_report, scan_once
 from data.sources.devkit import Devkit, read_devkit
+from data.sources.folders import SCAN_THREADS
 from data.sources.tars import (
-    TarBytes,
+    BrokenTar,
+    TarListing,
+    TarReader,
+    join,
     list_images,
     open_tar,
+    read_headers,
     readable,
     stamp_of,
 )
-from data.sources.train_tar import read_train_tar
 
 TARS = {
     "train": ("ILSVRC2012_img_train.tar",),
@@ -32,48 +39,48 @@ TARS = {
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000, "test": 100_000}
 
-_FORMAT = 1  # of the kept scan: to be raised when it changes
+_FORMAT = 1  # of a scan in the cache: raise it when the format changes
 
 
 @dataclass(frozen=True)
 class TarScan:
-    """The images of a split, in order of class, then of name."""
+    """The N images of a split, in order of class, then of name."""
 
     path: Path  # of the tar
     classes: list[str]  # sorted
-    counts: npt.NDArray[np.int64]  # images of each class; in all fewer than names: unlabelled
+    counts: npt.NDArray[np.int64]  # images of each class; all 0 for test images, which have none
     names: npt.NDArray[np.bytes_]  # [N]
-    images: TarBytes  # [N]
+    reader: TarReader  # [N]
 
 
 def find_tar(root: Path, split: str) -> Path | None:
-    """The official tar of a split in this folder, if it is there."""
+    """The official tar of a split in this folder, or None."""
     names = TARS.get(split, ())
     return next((root / name for name in names if os.path.lexists(root / name)), None)
 
 
 def has_tars(root: Path) -> bool:
-    """Whether some official tar is in this folder."""
+    """Whether this folder holds any of the official tars."""
     return any(find_tar(root, split) for split in TARS)
 
 
 def open_devkit(root: Path) -> Devkit:
-    """The devkit that lies beside the tars. Raises UserError if there is none, or a bad one."""
+    """The devkit beside the tars. Raises UserError if there is none, or a bad one."""
     if not os.path.lexists(root / DEVKIT):
-        found = "has ImageNet's tars but not" if has_tars(root) else "does not have"
+        has = "has ImageNet's tars but not" if has_tars(root) else "does not have"
         raise UserError(
-            f"{root} {found} {DEVKIT}, which names the classes and labels the validation images: "
+            f"{root} {has} {DEVKIT}, which names the classes and labels the validation images: "
             "download it too, and put it there"
         )
     return read_devkit(root / DEVKIT)
 
 
 def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> TarScan:
-    """The images of the official tar of a split: train, val, or test, whose images have no class.
+    """The images of the official tar of a split: train, val or test.
 
-    The tar's headers are read once and what they say is kept in the user's cache folder, until
-    the size or time of change of the tar or the devkit differs. Raises UserError if a file is
-    missing, unreadable or damaged, or if the tar and the devkit do not fit together.
+    The tar's headers are read once. The scan is kept in the user's cache folder until the size or
+    modification time of the tar or the devkit changes. Raises UserError if a file is missing,
+    unreadable or damaged, or if the tar and the devkit do not belong together.
     """
     path = find_tar(root, split)
     if path is None:
@@ -89,88 +96,145 @@ def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> Ta
         return _scan_flat(path, devkit, split)
 
     state = scan_state(path)
-    changed_ns = int(state["state"][[2, 4]].max())
-    found = scan_once(path, state, changed_ns, scan, on_progress)
-    size, mtime_ns = state["state"][1:3].tolist()
-    images = TarBytes(str(path), (size, mtime_ns), found["offsets"], found["sizes"])
-    return TarScan(path, found["classes"].tolist(), found["counts"], found["names"], images)
+    _, size, modified_ns, _, devkit_modified_ns = state["state"].tolist()
+    changed_ns = max(modified_ns, devkit_modified_ns)
+    arrays = scan_once(path, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
+    reader = TarReader(str(path), (size, modified_ns), arrays["offsets"], arrays["sizes"])
+    return TarScan(path, arrays["classes"].tolist(), arrays["counts"], arrays["names"], reader)
 
 
 def scan_state(path: Path) -> Arrays:
-    """What a kept scan of this tar depends on: its size and time of change, and its devkit's."""
+    """What a kept scan of this tar depends on: sizes and modification times of tar and devkit."""
     devkit = path.parent / DEVKIT
-    kit = stamp_of(devkit) if os.path.lexists(devkit) else (0, 0)
-    return {"state": np.array([_FORMAT, *stamp_of(path), *kit], np.int64)}
+    devkit_stamp = stamp_of(devkit) if os.path.lexists(devkit) else (0, 0)
+    return {"state": np.array([_FORMAT, *stamp_of(path), *devkit_stamp], np.int64)}
+
+
+@dataclass(frozen=True)
+class TrainTar:
+    """The intact classes of a training tar, and what is wrong with the tar."""
+
+    classes: dict[str, TarListing]  # in order of name
+    faults: list[str]  # in order of importance; empty: the tar is intact
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Images of each class."""
+        return np.array([len(listing) for listing in self.classes.values()], np.int64)
+
+
+@dataclass(frozen=True)
+class _ClassTar:
+    """A member of the training tar."""
+
+    name: str  # n01440764
+    start: int  # of its bytes in the training tar
+    stop: int  # the byte after its last
+
+
+def read_train_tar(path: Path, on_progress: OnProgress = no_report) -> TrainTar:
+    """Everything that the headers of a training tar say; classes are read in parallel.
+
+    Of two intact class tars of the same name the last counts, as tar -x would keep it. Raises
+    UserError only if the file cannot be read: damage is described in `faults`.
+    """
+
+    def list_class(member: _ClassTar) -> TarListing:
+        with open_tar(path) as file, readable(path):
+            file.seek(member.start)
+            return list_images(file, member.stop)
+
+    members, faults = _class_tars(path)
+    faults += [f"holds {a.name}.tar twice" for a, b in pairwise(members) if a.name == b.name]
+    classes: dict[str, TarListing] = {}
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        listings = pool.map(list_class, members)
+        bar = tqdm(listings, f"indexing {path.name}", len(members), unit="class", disable=None)
+        for member, listing in zip(members, bar, strict=True):
+            on_progress()
+            if listing.fault:
+                faults.append(f"{listing.fault}, in {member.name}.tar")
+                continue
+            if not len(listing):
+                faults.append(f"has no image in {member.name}.tar")
+            classes[member.name] = listing
+    return TrainTar(classes, faults)
+
+
+def _class_tars(path: Path) -> tuple[list[_ClassTar], list[str]]:
+    """The class tars of a training tar in order of name, and what is wrong with it."""
+    members = list[_ClassTar]()
+    with open_tar(path) as file, readable(path):
+        try:
+            for header in read_headers(file):
+                name, start = header.name.rpartition("/")[2], header.offset_data
+                if header.isreg() and name.endswith(".tar") and not name.startswith("."):
+                    members.append(_ClassTar(name[:-4], start, start + header.size))
+            faults = [] if members else ["holds no class tars, such as n01440764.tar"]
+        except BrokenTar as error:
+            faults = [str(error)]
+    return sorted(members, key=lambda member: member.name), faults
 
 
 def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:
-    found = read_train_tar(path, on_progress)
-    if found.faults:
+    tar = read_train_tar(path, on_progress)
+    if tar.faults:
         raise UserError(
-            f"{path} {found.faults[0]}{_more(found.faults)}: {len(found.classes):,} of its "
-            f"{len(devkit.wnids):,} classes, {found.num_images:,} images, are whole; "
-            + _mend(found.num_images)
+            f"{path} {tar.faults[0]}{_and_more(tar.faults)}: {len(tar.classes):,} of its "
+            f"{len(devkit.wnids):,} classes, {tar.counts.sum():,} images, are whole; "
+            "download it again"
         )
-    names = [one.name for one in found.classes]
-    for these, those, how in ((devkit.wnids, names, "lacks"), (names, devkit.wnids, "has")):
-        odd = sorted(set(these) - set(those))
+    names, wnids = set(tar.classes), set(devkit.wnids)
+    for odd, how in ((sorted(wnids - names), "lacks"), (sorted(names - wnids), "has")):
         if odd:
             raise UserError(
-                f"{path} {how} {odd[0]}.tar{_more(odd)}, unlike the classes of {DEVKIT}: the two "
-                "files do not belong together, download them again"
+                f"{path} {how} {odd[0]}.tar{_and_more(odd)}, unlike the classes of {DEVKIT}: the "
+                "two files do not belong together, download them again"
             )
-    counts = [len(one.names) for one in found.images]
-    return {
-        "classes": np.array(names),
-        "counts": np.array(counts, np.int64),
-        "names": np.concatenate([one.names for one in found.images]),
-        "offsets": np.concatenate([one.offsets for one in found.images]),
-        "sizes": np.concatenate([one.sizes for one in found.images]),
-    }
+    return _arrays(list(tar.classes), tar.counts, join(list(tar.classes.values())))
 
 
 def _scan_flat(path: Path, devkit: Devkit, split: str) -> Arrays:
-    """The images of the validation or test tar; the former sorted by their labels."""
+    """The images of the validation tar, sorted by label, or of the test tar."""
     with open_tar(path) as file, readable(path):
-        found = list_images(file)
-    count = len(found.names)
-    if found.fault:
-        raise UserError(f"{path} {found.fault}: {count:,} of its images are whole; {_mend(count)}")
-    if not count:
+        images = list_images(file)
+    if images.fault:
+        raise UserError(
+            f"{path} {images.fault}: {len(images):,} of its images are whole; download it again"
+        )
+    if not len(images):
         raise UserError(f"{path} holds no images: download it again")
-    classes, counts = devkit.classes, np.zeros(len(devkit.wnids), np.int64)
-    order = np.arange(count)
-    if split == "val":
-        if count != len(devkit.val_ids):
-            raise UserError(
-                f"{path} holds {count:,} images but {DEVKIT} labels {len(devkit.val_ids):,}: "
-                "the two files do not belong together, download them again"
-            )
-        labels = devkit.labels_of(found.names)
-        if faults := unlabelled(found.names[labels < 0]):
-            raise UserError(f"{path} {faults[0]}: the two files do not belong together")
-        order = np.argsort(labels, kind="stable")
-        counts = np.bincount(labels, minlength=len(counts))
+    if split == "test":
+        return _arrays(devkit.classes, np.zeros(len(devkit.wnids)), images)
+    if len(images) != len(devkit.val_ids):
+        raise UserError(
+            f"{path} holds {len(images):,} images but {DEVKIT} labels {len(devkit.val_ids):,}: "
+            "the two files do not belong together, download them again"
+        )
+    labels = devkit.labels_of(images.names)
+    if fault := unlabelled(images.names[labels < 0]):
+        raise UserError(f"{path} {fault}: the two files do not belong together")
+    counts = np.bincount(labels, minlength=len(devkit.wnids))
+    return _arrays(devkit.classes, counts, images.only(np.argsort(labels, kind="stable")))
+
+
+def _arrays(classes: list[str], counts: npt.NDArray[np.number], images: TarListing) -> Arrays:
+    """A scan as it is kept in the cache."""
     return {
         "classes": np.array(classes),
         "counts": counts.astype(np.int64),
-        "names": found.names[order],
-        "offsets": found.offsets[order],
-        "sizes": found.sizes[order],
+        "names": images.names,
+        "offsets": images.offsets,
+        "sizes": images.sizes,
     }
 
 
-def unlabelled(names: npt.NDArray[np.bytes_]) -> list[str]:
-    """What is wrong with a validation tar if it has images of these names; [] of none."""
+def unlabelled(names: npt.NDArray[np.bytes_]) -> str:
+    """What is wrong with a validation tar that has these images without a label; "": nothing."""
     if not len(names):
-        return []
-    return [f"holds {os.fsdecode(names[0])!r} ({len(names):,} such), which {DEVKIT} does not label"]
+        return ""
+    return f"holds {os.fsdecode(names[0])!r} ({len(names):,} such), which {DEVKIT} does not label"
 
 
-def _mend(usable: int) -> str:
-    save = ", or save these by scripts/prepare_imagenet.py extract --partial" if usable else ""
-    return f"download it again{save}"
-
-
-def _more(things: Sequence[str]) -> str:
+def _and_more(things: Sequence[str]) -> str:
     return f" (and {len(things) - 1:,} more)" if len(things) > 1 else ""

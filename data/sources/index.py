@@ -1,19 +1,19 @@
-"""What images exist, their labels, and where their bytes lie.
+"""Which images exist, their labels, and where their bytes lie.
 
-A data set is a folder of one of two layouts, which give the same order and labels:
+A data set is a folder in one of two layouts, which give the same order and labels:
 
-- `root/<split>/<class>/*`, split train or val, as ImageNet is commonly kept
-  (data/sources/folders.py);
+- `root/<split>/<class>/*`, as ImageNet is commonly kept (data/sources/folders.py);
 - the tars of ImageNet as they are distributed, and its development kit (data/sources/imagenet.py).
 
 Classes are numbered in the order of the sorted names of the training classes (for ImageNet: the
-rank of the WordNet id), images are in order of class, then of name.
+rank of the WordNet id). Images are in order of class, then of name.
 """
 
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from configs.schema import DataConfig
 from data.sources.cache import OnProgress, no_report
 from data.sources.folders import class_folders, list_classes, refuse_closed
 from data.sources.imagenet import DEVKIT, TARS, find_tar, has_tars, open_devkit, scan_tars
-from data.sources.tars import TarBytes
+from data.sources.tars import TarReader
 from data.synthetic import make_synthetic
 
 DEFAULT_ROOT = "datasets/imagenet"
@@ -34,11 +34,11 @@ DEFAULT_ROOT = "datasets/imagenet"
 class ImageIndex:
     """N images and their labels. Picklable; readable from any thread or process."""
 
-    classes: list[str]  # sorted names; a label is a place in this list
-    labels: npt.NDArray[np.int64] = field(repr=False)  # [N] ascending; -1: not known (test images)
+    classes: list[str]  # sorted names; a label is a position in this list
+    labels: npt.NDArray[np.int64] = field(repr=False)  # [N] ascending; -1: unknown (test images)
     folder: str  # root/split, or the tar, absolute
     names: npt.NDArray[np.bytes_] = field(repr=False)  # [N] file names inside their class's folder
-    tar: TarBytes | None = field(default=None, repr=False)  # [N] None: they are files
+    tar: TarReader | None = field(default=None, repr=False)  # [N] None: the images are files
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,17 +59,46 @@ class ImageIndex:
         with open(self.path(i), "rb") as file:
             return file.read()
 
+    def rows_by_class(self) -> list[range]:
+        """The rows of each class's images, in the order of the labels."""
+        first = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))
+        return [range(start, stop) for start, stop in pairwise(first.tolist())]
+
+    def only(self, rows: npt.NDArray[np.int64]) -> "ImageIndex":
+        """These images, in this order."""
+        tar = self.tar and self.tar.only(rows)
+        return replace(self, labels=self.labels[rows], names=self.names[rows], tar=tar)
+
+    def relabelled(self, classes: Sequence[str]) -> "ImageIndex":
+        """The same images with their classes numbered as in `classes`, in that order.
+
+        Raises UserError if `classes` lacks one of theirs.
+        """
+        if list(classes) == self.classes:
+            return self
+        unknown = sorted(set(self.classes) - set(classes))
+        if unknown:
+            raise UserError(
+                f"{self.folder} has a class {unknown[0]!r} ({len(unknown)} such) that the training "
+                "set does not have: remove it, or add its training images"
+            )
+        new_label = {name: label for label, name in enumerate(classes)}
+        # The last entry is for images without a label, whose label is -1.
+        table = np.array([*(new_label[name] for name in self.classes), -1], np.int64)
+        index = replace(self, classes=list(classes), labels=table[self.labels])
+        return index.only(np.argsort(index.labels, kind="stable"))
+
     def fingerprint(self) -> str:
         """Hex SHA-256 of all labels, class and file names: equal where the data set is the same.
 
-        Independent of where and in which layout the data set lies. The contents are not read.
+        Independent of the layout and of where the data set lies. The contents are not read.
         """
         digest = hashlib.sha256()
-        first = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))
-        if first[0]:
-            digest.update(b"\0".join([b"-1", b"", *self.names[: first[0]].tolist()]) + b"\0\0")
-        for label, name in enumerate(self.classes):
-            files = self.names[first[label] : first[label + 1]].tolist()
+        num_unlabelled = int(np.searchsorted(self.labels, 0))
+        if num_unlabelled:
+            digest.update(b"\0".join([b"-1", b"", *self.names[:num_unlabelled].tolist()]) + b"\0\0")
+        for label, (name, rows) in enumerate(zip(self.classes, self.rows_by_class(), strict=True)):
+            files = self.names[rows.start : rows.stop].tolist()
             digest.update(b"\0".join([b"%d" % label, os.fsencode(name), *files]) + b"\0\0")
         return digest.hexdigest()
 
@@ -82,41 +111,41 @@ def scan_folder(
 ) -> ImageIndex:
     """The images of a split of the data set in `root`: .jpg .jpeg .png .bmp .webp, either case.
 
-    They are those of `root/<split>/<class>/` or, where there is no such folder, of the official
-    tar of the split. Labels are places in `classes`; None: in the sorted names of the training
-    classes (where there are none: of the split itself). A class may lack images in val, not in
-    train. The scan is kept in the user's cache folder and repeated when its source has changed; of
-    several processes one does it.
+    They are those in `root/<split>/<class>/` or, if there is no such folder, in the official tar of
+    the split. Labels are positions in `classes`; None: in the sorted names of the training classes
+    (if there are none, of the split's own). A class may lack images in val, not in train. The scan
+    is kept in the user's cache folder until its source changes.
 
     Raises UserError if there is no such folder or tar, no class, no image, an unknown class, or
     if a file is missing or damaged.
     """
     root = Path(root).expanduser().absolute()
     _refuse_missing(root, split)
-    folder, tar = root / split, None
-    if folder.is_dir():
-        found, counts, names = list_classes(folder, split == "train", on_progress)
+    if (root / split).is_dir():
+        index = index_folder(root / split, split == "train", on_progress)
     else:
-        scan = scan_tars(root, split, on_progress)
-        folder, found, counts, names = scan.path, scan.classes, scan.counts, scan.names
-        tar = scan.images
+        index = index_tar(root, split, on_progress)
     if classes is None:
-        classes = found if split == "train" else _training_classes(root)
-    order = list(classes) or found
-    unknown = sorted(set(found) - set(order))
-    if unknown:
-        raise UserError(
-            f"{folder} has a class {unknown[0]!r} ({len(unknown)} such) that the training set "
-            "does not have: remove it, or add its training images"
-        )
-    place = {name: label for label, name in enumerate(order)}
-    labels = np.repeat(np.array([place[name] for name in found], np.int64), counts)
-    if split == "test" and tar:
-        labels = np.full(len(names), -1, np.int64)
-    by_label = np.argsort(labels, kind="stable")
-    return ImageIndex(
-        order, labels[by_label], str(folder), names[by_label], tar and tar.only(by_label)
-    )
+        classes = index.classes if split == "train" else _training_classes(root)
+    return index.relabelled(classes) if classes else index
+
+
+def index_folder(folder: Path, is_train: bool, on_progress: OnProgress = no_report) -> ImageIndex:
+    """The images in `folder/<class>/`, labelled by its own classes; raises as list_classes does."""
+    classes, counts, names = list_classes(folder, is_train, on_progress)
+    return ImageIndex(classes, np.repeat(np.arange(len(classes)), counts), str(folder), names)
+
+
+def index_tar(root: Path, split: str, on_progress: OnProgress = no_report) -> ImageIndex:
+    """The images of the official tar of a split, labelled by the devkit's classes in order of name.
+
+    Raises as scan_tars does.
+    """
+    scan = scan_tars(root, split, on_progress)
+    labels = np.repeat(np.arange(len(scan.classes)), scan.counts)
+    if split == "test":
+        labels = np.full(len(scan.names), -1, np.int64)
+    return ImageIndex(scan.classes, labels, str(scan.path), scan.names, scan.reader)
 
 
 def class_names(root: Path | str, split: str) -> list[str]:
@@ -140,7 +169,7 @@ class Dataset:
 def open_dataset(data: DataConfig, on_progress: OnProgress) -> Dataset:
     """The data set at data.root; the embedded one is generated on first use.
 
-    on_progress is called now and then while a large set is being listed for the first time.
+    on_progress is called now and then while a large set is listed for the first time.
 
     Raises UserError for a root that is missing, empty, inconsistent or of another class count.
     """
@@ -152,10 +181,10 @@ def open_dataset(data: DataConfig, on_progress: OnProgress) -> Dataset:
 
 
 def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -> int:
-    """The number of classes, once train and val are known to fit together.
+    """The number of classes, once it is clear that train and val belong together.
 
-    Raises UserError if val labels other classes than train, or if there are not `num_classes`
-    (None: any number) of them.
+    Raises UserError if val has other classes than train, or if there are not `num_classes` (None:
+    any number) of them.
     """
     if val.classes != train.classes:
         unknown = sorted(set(val.classes) - set(train.classes))
@@ -163,13 +192,13 @@ def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -
             f"{val.folder} and {train.folder} do not have the same classes"
             + (f": {unknown[0]!r} is unknown to the training set" if unknown else "")
         )
-    found = len(train.classes)
-    if num_classes is not None and found != num_classes:
+    count = len(train.classes)
+    if num_classes is not None and count != num_classes:
         raise UserError(
-            f"{train.folder} has {found} classes but data.num_classes={num_classes}: "
-            f"type data=folder for any image folder, or data.num_classes={found}"
+            f"{train.folder} has {count} classes but data.num_classes={num_classes}: "
+            f"type data=folder for any image folder, or data.num_classes={count}"
         )
-    return found
+    return count
 
 
 def _training_classes(root: Path) -> list[str]:

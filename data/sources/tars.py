@@ -1,15 +1,15 @@
-"""Uncompressed tar files read in place: where the bytes of their images lie, and those bytes.
+"""Uncompressed tar files, read in place: where the bytes of their images lie, and those bytes.
 
-Headers are read by the standard library's tarfile, which seeks from one to the next; the data of
-the members is never read, and no list of members is built up. tarfile takes a bad header for the
-end of the archive, so that the end is checked here.
+Headers are read by the standard library's tarfile, which seeks from one to the next: image data is
+skipped, and no list of members is built up. tarfile takes a bad header for the end of the archive,
+so the end is checked here.
 """
 
 import os
 import tarfile
 import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,27 +23,44 @@ from data.sources.folders import is_image
 
 # One read of this length holds a header and the byte before it, which tarfile looks at.
 _BUFFER = 1024
-# A block of zeros ends a tar, which is then filled up to a whole record. If more follows, it is a
-# hole, as an interrupted download may leave it, with images behind it.
+# A block of zeros ends a tar, which is then padded to a whole record. If more follows, the zeros
+# are a hole, as an interrupted download may leave it, with images behind it.
 _PADDING = 2 * tarfile.RECORDSIZE
 
 
 class BrokenTar(Exception):
-    """The tar is not whole; the message says where, as in "is cut short at byte 512"."""
+    """The tar is damaged; the message says where, as in "is cut short at byte 512"."""
 
 
 @dataclass(frozen=True)
-class Images:
-    """The images of one tar in order of name, without folders, and where their bytes are."""
+class TarListing:
+    """N images of a tar: their file names, without folders, and where their bytes are."""
 
     names: npt.NDArray[np.bytes_]  # [N]
     offsets: npt.NDArray[np.int64]  # [N] in the file
-    sizes: npt.NDArray[np.int64]  # [N]
-    fault: str = ""  # what ended or spoils the list, as in "is cut short at byte 512"
+    sizes: npt.NDArray[np.int64]  # [N] bytes
+    fault: str = ""  # what is wrong with the tar, as in "is cut short at byte 512"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def only(self, rows: npt.NDArray[np.int64]) -> "TarListing":
+        """These images, in this order."""
+        return TarListing(self.names[rows], self.offsets[rows], self.sizes[rows], self.fault)
+
+
+def join(listings: Sequence[TarListing]) -> TarListing:
+    """All images of these listings, one listing after the other."""
+    empty = np.zeros(0, np.int64)
+    return TarListing(
+        np.concatenate([np.zeros(0, "S1"), *(listing.names for listing in listings)]),
+        np.concatenate([empty, *(listing.offsets for listing in listings)]),
+        np.concatenate([empty, *(listing.sizes for listing in listings)]),
+    )
 
 
 def open_tar(path: Path) -> BinaryIO:
-    """The file, to be given to `members`. Raises UserError if it cannot be opened."""
+    """The file, for `read_headers`. Raises UserError if it cannot be opened."""
     with readable(path):
         return open(path, "rb", buffering=_BUFFER)
 
@@ -59,11 +76,11 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def members(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.TarInfo]:
-    """All headers of the tar that begins where `file` stands; offset_data is a place in `file`.
+def read_headers(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.TarInfo]:
+    """All headers of the tar that begins at the position of `file`; offset_data is in `file`.
 
-    stop: where the tar must end, if it is a member of another. In between, the file may be used
-    for other things. Raises BrokenTar, after all members that are whole.
+    stop: where the tar must end, if it is a member of another tar. The file may be used for other
+    things between two headers. Raises BrokenTar after the last intact member.
     """
     length = os.fstat(file.fileno()).st_size
     end, at = length if stop is None else stop, file.tell()
@@ -83,7 +100,7 @@ def members(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.TarInfo
             raise BrokenTar(f"is cut short at byte {length}") from error
         raise BrokenTar(f"is damaged, or no uncompressed tar, at byte {at} ({error})") from error
     if at == stop:
-        return  # it was written without the mark that ends a tar, which its size makes up for
+        return  # written without the mark that ends a tar; its size in the outer tar is enough
     file.seek(at)
     rest = file.read(min(end - at, _PADDING + 1))
     if len(rest) < tarfile.BLOCKSIZE:
@@ -92,15 +109,15 @@ def members(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.TarInfo
         raise BrokenTar(f"is damaged at byte {at}, where a header should be")
 
 
-def list_images(file: BinaryIO, stop: int | None = None) -> Images:
-    """The images of the tar that begins where `file` stands, whatever folders they are in.
+def list_images(file: BinaryIO, stop: int | None = None) -> TarListing:
+    """The images, sorted by name, of the tar that begins at the position of `file`.
 
-    Hidden and other files are left out. What is wrong is said in `fault`, after the first of which
-    the list ends. Of two images of one name the last is listed, which the tar program would keep.
+    Hidden files and other files are left out, folders inside the tar do not matter. The list ends
+    at the first fault. Of two images of the same name the last is listed, as tar -x would keep it.
     """
     names, offsets, sizes, fault = list[bytes](), array("q"), array("q"), ""
     try:
-        for member in members(file, stop):
+        for member in read_headers(file, stop):
             name = os.fsencode(member.name.rpartition("/")[2])
             if member.isdir() or not is_image(name):
                 continue
@@ -112,42 +129,42 @@ def list_images(file: BinaryIO, stop: int | None = None) -> Images:
             sizes.append(member.size)
     except BrokenTar as error:
         fault = str(error)
-    found = np.array(names, np.bytes_)
-    order = np.argsort(found, kind="stable")
-    found = found[order]
-    last = np.append(found[1:] != found[:-1], True)[: len(found)]
-    if not last.all() and not fault:
-        fault = f"holds {os.fsdecode(found[~last][0])!r} twice"
-    order = order[last]
-    return Images(found[last], np.array(offsets)[order], np.array(sizes)[order], fault)
+    unsorted = np.array(names, np.bytes_)
+    order = np.argsort(unsorted, kind="stable")
+    ordered = unsorted[order]
+    is_last = np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]
+    if not is_last.all() and not fault:
+        fault = f"holds {os.fsdecode(ordered[~is_last][0])!r} twice"
+    order = order[is_last]
+    return TarListing(unsorted, np.array(offsets), np.array(sizes), fault).only(order)
 
 
 @dataclass(frozen=True)
-class TarBytes:
-    """Reads N images of a tar by their places. Picklable; for any thread, process or fork.
+class TarReader:
+    """Reads N images of a tar. Picklable; may be used by any thread, process or fork.
 
-    The file is opened once in each process, when the first image is read, and only read at given
-    positions: no position is shared.
+    Each process opens the file once, when it reads its first image, and reads only at given
+    positions: no file position is shared.
     """
 
     path: str
-    stamp: tuple[int, int]  # size and time of the last change, ns, when it was indexed
+    stamp: tuple[int, int]  # size and modification time, ns, when the tar was indexed
     offsets: npt.NDArray[np.int64] = field(repr=False)  # [N]
     sizes: npt.NDArray[np.int64] = field(repr=False)  # [N]
 
     def read(self, i: int) -> bytes:
         """The bytes of image `i`.
 
-        Raises OSError if they cannot be read, UserError if the tar is not what was indexed.
+        Raises OSError if they cannot be read, UserError if the tar has changed.
         """
         size, offset = int(self.sizes[i]), int(self.offsets[i])
         handle = self.__dict__.get("_handle")
         if handle is None:
             handle = self._open()
         data = os.pread(handle, size, offset)
-        while len(data) < size:  # a signal or a network file system may cut a read
+        while len(data) < size:  # a signal or a network file system may cut a read short
             more = os.pread(handle, size - len(data), offset + len(data))
-            if not more:  # no fault of this image, which others could stand in for
+            if not more:  # the tar's fault, not this image's: no other image may replace it
                 raise UserError(
                     f"{self.path} has changed since it was indexed: it ends at byte "
                     f"{offset + len(data)}, inside an image"
@@ -155,9 +172,9 @@ class TarBytes:
             data += more
         return data
 
-    def only(self, which: npt.NDArray[np.int64]) -> "TarBytes":
-        """These images, in this order."""
-        return TarBytes(self.path, self.stamp, self.offsets[which], self.sizes[which])
+    def only(self, rows: npt.NDArray[np.int64]) -> "TarReader":
+        """A reader of these images, in this order."""
+        return TarReader(self.path, self.stamp, self.offsets[rows], self.sizes[rows])
 
     def _open(self) -> int:
         handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -165,10 +182,11 @@ class TarBytes:
         if (status.st_size, status.st_mtime_ns) != self.stamp:
             os.close(handle)
             raise UserError(
-                f"{self.path} has changed since it was indexed (its size or time of change): "
-                "start the same command again to have it indexed anew"
+                f"{self.path} has changed since it was indexed (its size or modification time): "
+                "type the same command again to index it anew"
             )
-        # No lock, which a fork could inherit held: of two threads that open it, one stays.
+        # No lock, which a fork could inherit while it is held: if two threads open the file, one
+        # handle is kept.
         kept: int = self.__dict__.setdefault("_handle", handle)
         if kept == handle:
             weakref.finalize(self, os.close, handle)
@@ -182,7 +200,7 @@ class TarBytes:
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """Size and time of the last change, ns. Raises UserError if the file cannot be looked at."""
+    """Size and modification time, ns. Raises UserError if the file is not accessible."""
     with readable(path):
         status = os.stat(path)
     return status.st_size, status.st_mtime_ns
