@@ -71,7 +71,14 @@ def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
 
     def centre(on_event: OnEvent) -> ErrorCounts:
         own = centre_stream(config, dataset.val, val[world.rank :: world.size], micro, on_event)
-        return centre_errors(parallel.whole_network(network), own, mean, precision, world, len(val))
+        return centre_errors(
+            parallel.whole_network(network),
+            own,
+            mean,
+            precision=precision,
+            world=world,
+            num_images=len(val),
+        )
 
     return Trainer(config, dataset, world, folder, parallel, network, step, batches, centre)
 

@@ -1,7 +1,7 @@
 """Dense multi-view testing on feature maps (Sec. 3, [11]).
 
-The whole resized image goes through the convolutions once. Every window of the last map of the
-size that a training crop's map has is one view; so it is for the mirrored image.
+The whole resized image goes through the convolutions once. Each window of the last map, of the size
+that the map of a training crop has, is one view. The same is done for the flipped image.
 """
 
 from itertools import pairwise
@@ -19,14 +19,14 @@ from models.network import IMAGE_CHANNELS, Head, Network
 AVERAGES = ["probabilities", "logits"]
 
 # Bounds on memory; results do not depend on them.
-WINDOWS_AT_ONCE = 1024  # through fc1: 0.23 GB of features of model C in fp32
-PIXELS_AT_ONCE = 2**21  # through the trunk: an image of 480 x 3840
+WINDOWS_AT_ONCE = 1024  # in fc1: 0.23 GB of features for model C in fp32
+PIXELS_AT_ONCE = 2**21  # in the trunk: an image of 480 x 3840
 
 
 def window_size(trunk: nn.Module, crop: int) -> int:
-    """Side of the map of a crop x crop image: 14 for A, B, C and 18 for small14 at 224.
+    """Side of the last map of a crop x crop image: at 224, 14 for A, B, C and 18 for small14.
 
-    Traced, without computing. Raises ValueError for a map that is not square.
+    Only shapes are computed. Raises ValueError if the map is not square.
     """
     shapes = {name: value.to("meta") for name, value in trunk.state_dict().items()}
     image = torch.empty(1, IMAGE_CHANNELS, crop, crop, device="meta")
@@ -39,8 +39,8 @@ def window_size(trunk: nn.Module, crop: int) -> int:
 class DenseHead:
     """Pyramid pooling and fc layers on all windows of a map.
 
-    Keeps fc1's weights with their columns in the order of PooledWindows.features, in `dtype`: a
-    copy, to be made again if the network changes.
+    Holds a copy of fc1's weights in `dtype`, its columns in the order of PooledWindows.features.
+    The copy does not follow later changes of the network.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class DenseHead:
         """[B, C, h, w] -> float32 [B, K]: probabilities, or logits, averaged over all windows."""
         windows = PooledWindows(maps, self.levels, self.window)
         total = len(windows)
-        # Parts of equal size: a small rest would read all of fc1's weights for a few windows.
-        num_parts = -(-total // self.chunk)
-        limits = [total * i // num_parts for i in range(num_parts + 1)]
-        parts = [self._scores(windows.features(*part)) for part in pairwise(limits)]
-        return torch.cat(parts).unflatten(0, (-1, windows.per_image)).mean(1)
+        # Equal chunks: a small last one would read all of fc1's weights for a few windows.
+        num_chunks = -(-total // self.chunk)
+        limits = [total * i // num_chunks for i in range(num_chunks + 1)]
+        scores = [self._scores(windows.features(*chunk)) for chunk in pairwise(limits)]
+        return torch.cat(scores).unflatten(0, (-1, windows.per_image)).mean(1)
 
     def _scores(self, features: Tensor) -> Tensor:
         """Features of N windows [N, bins * C] -> float32 [N, K]."""
@@ -79,22 +79,22 @@ class DenseHead:
 
 
 def permuted_columns(weight: Tensor, levels: list[int], dtype: torch.dtype) -> Tensor:
-    """fc1's weight [D, C * bins] with columns (level, bin, channel), not (level, channel, bin)."""
+    """fc1's weight [D, C * bins]: columns (level, channel, bin) become (level, bin, channel)."""
     num_bins = [n * n for n in levels]
     channels = weight.shape[1] // sum(num_bins)
-    parts = weight.to(dtype).split([channels * n for n in num_bins], dim=1)
-    by_bin = [part.unflatten(1, (channels, -1)).transpose(1, 2) for part in parts]
+    by_level = weight.to(dtype).split([channels * n for n in num_bins], dim=1)
+    by_bin = [level.unflatten(1, (channels, -1)).transpose(1, 2) for level in by_level]
     return torch.cat(by_bin, dim=1).flatten(1)
 
 
 def dense_head(
     network: Network, crop: int, precision: Precision, average: str = "probabilities"
 ) -> DenseHead:
-    """The dense head of a network that was trained on crop x crop images."""
+    """The dense head of a network trained on crop x crop images."""
     with precision.autocast():
         kind = precision.device.type
-        low = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if low else torch.float32
+        enabled = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if enabled else torch.float32
     window = window_size(network.trunk, crop)
     return DenseHead(network.head, network.spp.levels, window, average=average, dtype=dtype)
 
@@ -109,11 +109,11 @@ def dense_scores(
     *,
     pixels: int = PIXELS_AT_ONCE,
 ) -> Tensor:
-    """Scores float32 [B, K], on the device, averaged over all windows of both flips.
+    """Scores float32 [B, K], on the device, averaged over all windows of the image and its flip.
 
     images: uint8 RGB [B, H, W, 3], resized and not cropped; mean: [1, 1, 3], or a mean image, which
-    is warped to H x W as [11] does. At most `pixels`, but at least one image, are in the trunk at
-    once.
+    is warped to H x W as in [11]. At most `pixels` go through the trunk at once, but at least one
+    image.
     """
     images = images.to(precision.device, non_blocking=True)
     _, height, width, _ = images.shape
@@ -121,7 +121,7 @@ def dense_scores(
     views = torch.cat([images, images.flip(2)])
     with precision.autocast():
         scores = [
-            head(trunk(network_input(part, mean)))
-            for part in views.split(max(1, pixels // (height * width)))
+            head(trunk(network_input(some, mean)))
+            for some in views.split(max(1, pixels // (height * width)))
         ]
     return torch.cat(scores).unflatten(0, (2, -1)).mean(0)

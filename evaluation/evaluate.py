@@ -19,7 +19,7 @@ from configs.schema import EvalConfig, TrainConfig
 from configs.store import from_dict
 from configs.validate import require
 from data.draws import Ints, centre_batches, subset
-from data.loading import load
+from data.loading import load_whole
 from data.sources.cache import OnProgress, no_report
 from data.sources.index import ImageIndex, class_names, scan_folder
 from engine.checkpoint import load_checkpoint
@@ -49,9 +49,7 @@ class NetworkScores:
     """What one network says of all images."""
 
     predictions: Predictions  # all scales combined
-    by_scale: dict[int, Floats] = field(
-        default_factory=dict
-    )  # [N, K]; {}: not known
+    by_scale: dict[int, Floats] = field(default_factory=dict)  # [N, K]; {}: not known
     root: str | None = None  # the data set; None: not known
 
 
@@ -73,10 +71,7 @@ def evaluate_checkpoint(
     run = from_dict(state["config"], TrainConfig)
     crop, val_scale = run.data.crop, run.data.validation_scale
     scales = config.scales or default_scales(config.views, crop, val_scale)
-    require(
-        min(scales) >= crop,
-        f"scale {min(scales)} is smaller than the views of {crop} pixels",
-    )
+    require(min(scales) >= crop, f"scale {min(scales)} is smaller than the views of {crop} pixels")
     root = config.data.root or run.data.root
     index = open_images(config, root, state["classes"], stop.world.watch.alive)
     indices = subset(len(index), config.subset)
@@ -121,12 +116,7 @@ def open_images(
 
 
 def _build_scorer(
-    config: EvalConfig,
-    state: dict[str, Any],
-    run: TrainConfig,
-    *,
-    scales: list[int],
-    world: World,
+    config: EvalConfig, state: dict[str, Any], run: TrainConfig, *, scales: list[int], world: World
 ) -> Scorer:
     precision = set_precision(config.precision or run.precision, world.device)
     network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
@@ -147,22 +137,9 @@ def _build_scorer(
 def _shards_key(path: Path, config: EvalConfig, scorer: Scorer, *, images: str, scale: int) -> str:
     """The name of the folder of shards: it changes with all that the scores depend on."""
     stat = path.stat()
-    text = json.dumps(
-        [
-            str(path.absolute()),
-            stat.st_size,
-            stat.st_mtime_ns,
-            images,
-            scale,
-            scorer.views,
-            scorer.average,
-            scorer.square,
-            scorer.on_map,
-            scorer.full_image_scale,
-            scorer.precision.name,
-            config.data.on_error,
-        ]
-    )
+    what = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, images, scale]
+    how = [scorer.views, scorer.average, scorer.square, scorer.on_map, scorer.full_image_scale]
+    text = json.dumps([*what, *how, scorer.precision.name, config.data.on_error])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -185,7 +162,9 @@ def score_images(
     if not len(pending):
         return
     draws = centre_batches(indices[pending], scale, config.batch_size)
-    batches = load(index, draws, None, config.loader, config.data.on_error, print)
+    batches = load_whole(
+        index, draws, loader=config.loader, on_error=config.data.on_error, on_event=print
+    )
     bar = tqdm(total=len(pending), desc=f"scale {scale}", unit="img", disable=None)
     with closing(batches), bar:
 

@@ -1,4 +1,4 @@
-"""[11]'s projection of image windows onto the last feature map."""
+"""Projects image windows onto the last feature map, as [11] does."""
 
 import math
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from torch import nn
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """Positions of the last map: position i sees an area centred at offset + stride * i."""
+    """Position i of the last map has its receptive field centred at offset + stride * i."""
 
     offset: float  # pixels
     stride: int  # pixels
 
     def project(self, start: int, size: int, length: int) -> slice:
-        """The positions whose centres lie inside pixels start .. start + size - 1.
+        """The positions whose centres lie in the pixels start .. start + size - 1; at least one.
 
-        [11]: left floor(x / S) + 1, right ceil(x / S) - 1, with the offset that the padding makes.
-        `length` positions exist; at least one is returned.
+        [11]: left floor(x / S) + 1, right ceil(x / S) - 1, here less the offset that the padding
+        causes. The map has `length` positions.
         """
         left, right = start - 0.5 - self.offset, start + size - 0.5 - self.offset
         first = max(0, math.floor(left / self.stride) + 1)
@@ -28,7 +28,7 @@ class MapGeometry:
 
 
 def map_geometry(trunk: nn.Module) -> MapGeometry:
-    """Follow the centre of position 0 and the distance of positions through the layers."""
+    """Follow the centre of position 0, and the distance between positions, through the layers."""
     offset, stride = 0.0, 1
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
@@ -39,5 +39,5 @@ def map_geometry(trunk: nn.Module) -> MapGeometry:
 
 
 def _side(value: Any) -> int:
-    """Layers here are square: (3, 3) and 3 are the same."""
+    """Kernels here are square: (3, 3) and 3 mean the same."""
     return int(value[0] if isinstance(value, tuple) else value)

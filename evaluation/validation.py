@@ -1,4 +1,4 @@
-"""The centre-crop measure of training: what Figs. 2 and 3 plot."""
+"""Validation during training: the centre-crop errors that Figs. 2 and 3 plot."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ from evaluation.metrics import ErrorCounts
 def class_probabilities(
     network: nn.Module, images: Tensor, mean: Tensor, precision: Precision
 ) -> Tensor:
-    """Softmax scores float32 [B, K], on the device, of uint8 crops [B, H, W, 3]."""
+    """Probabilities float32 [B, K], on the device, of uint8 crops [B, H, W, 3]."""
     images = images.to(precision.device, non_blocking=True)
     with precision.autocast():
         logits = network(network_input(images, mean))
@@ -28,18 +28,18 @@ def centre_errors(
     network: nn.Module,
     batches: Iterable[Batch],
     mean: Tensor,
+    *,
     precision: Precision,
     world: World,
     num_images: int,
 ) -> ErrorCounts:
-    """Errors over all processes' batches of centre crops, every readable image counted once.
+    """Errors on the centre crops of all processes; every readable image counts once.
 
-    The batches of all processes have `num_images` images, readable or not. Raises UserError if
-    none can be read.
+    num_images: images in the batches of all processes, readable or not. Raises UserError if none is
+    readable.
     """
     total, seen = ErrorCounts(), 0
     for batch in batches:
-        assert isinstance(batch.images, Tensor)
         world.watch.alive("a validation")
         seen += len(batch.labels)
         scores = class_probabilities(network, batch.images, mean, precision).cpu()

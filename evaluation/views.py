@@ -13,9 +13,7 @@ class Views(StrEnum):
     CENTRE = "centre"  # the central crop, as in validation
     TEN = "ten"  # the four corners and the centre ([16])
     GRID = "grid"  # 5 x 5 crops, evenly spaced ([25])
-    SPARSE = (
-        "sparse"  # corners, centre, middles of the sides, and the full image ([11])
-    )
+    SPARSE = "sparse"  # corners, centre, middles of the sides, and the full image ([11])
     DENSE = "dense"  # every window of the last feature map (evaluation/dense.py)
 
 

@@ -1,4 +1,4 @@
-"""Every window of a feature map through spatial pyramid pooling, without a loop over windows."""
+"""Spatial pyramid pooling of every window of a feature map, without a loop over windows."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bin:
-    """A bin of the pyramid: its place in the window and its size, in positions of the map."""
+    """A bin of the pyramid: its offset in the window and its size, in map positions."""
 
     y: int
     x: int
@@ -17,9 +17,9 @@ class Bin:
 
 
 def pyramid_bins(levels: list[int], height: int, width: int) -> list[Bin]:
-    """The bins of a window, level after level, each by row and column.
+    """The bins of a window, level after level, row by row.
 
-    Limits as in [11] and models/spp.py: floor(i * h / n) to ceil((i + 1) * h / n).
+    As in [11] and models/spp.py, bin i of n covers floor(i * h / n) to ceil((i + 1) * h / n).
     """
 
     def limits(num: int, length: int) -> list[tuple[int, int]]:
@@ -39,8 +39,7 @@ def sliding_max(
     """Maxima of all height x width boxes of maps [B, h, w, C]: [B, h - height + 1, ..., C].
 
     A box is the union of four boxes of half its size, which overlap if the size is odd. `known`
-    collects the maxima of each size, to build others from. Nothing is padded: maps may be negative
-    everywhere.
+    caches the maxima by box size. There is no padding: maps may be negative everywhere.
     """
     if (height, width) == (1, 1):
         return maps
@@ -55,11 +54,11 @@ def sliding_max(
 
 
 class PooledWindows:
-    """All windows (stride 1) of maps [B, C, h, w], pooled when asked for.
+    """All windows (stride 1) of maps [B, C, h, w], pooled on demand.
 
-    A window larger than the map shrinks to the map: there is one along that axis, and its bins
-    adapt to its size, as in a network that is shown a smaller image. Windows are numbered image by
-    image, row by row: `per_image` of them for each.
+    A window larger than the map shrinks to the map along that axis, and its bins with it, as when
+    the network sees a smaller image. Windows are numbered image by image, row by row; each image
+    has `per_image`.
     """
 
     def __init__(self, maps: Tensor, levels: list[int], window: int) -> None:
@@ -70,7 +69,7 @@ class PooledWindows:
         sizes = sorted({(b.height, b.width) for b in bins})
         self.per_image = rows * columns
         self._pooled = _pool(maps.permute(0, 2, 3, 1).contiguous(), sizes)
-        # A bin's row in `_pooled`: where its window begins, and where the bin is from there.
+        # A bin's row in `_pooled` is its window's start plus the bin's offset.
         image = torch.arange(batch, device=maps.device)[:, None, None] * (h * w)
         y = torch.arange(rows, device=maps.device)[:, None] * w
         x = torch.arange(columns, device=maps.device)
@@ -84,18 +83,18 @@ class PooledWindows:
 
     def features(self, start: int, stop: int) -> Tensor:
         """Windows start to stop: [stop - start, bins * C], bin after bin, each of C channels."""
-        places = self._starts[start:stop, None] + self._offsets
-        return self._pooled.index_select(0, places.flatten()).view(len(places), -1)
+        rows = self._starts[start:stop, None] + self._offsets
+        return self._pooled.index_select(0, rows.flatten()).view(len(rows), -1)
 
 
 def _pool(maps: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """Sliding maxima of maps [B, h, w, C] for boxes of each size, as [sizes * B * h * w, C].
+    """Sliding maxima of maps [B, h, w, C] for boxes of each size: [sizes * B * h * w, C].
 
-    The last rows and columns, where a box would leave the map, are left unset.
+    The last rows and columns, where a box would leave the map, are not set.
     """
     pooled = maps.new_empty(len(sizes), *maps.shape)
     known: dict[tuple[int, int], Tensor] = {}
-    for place, size in zip(pooled, sizes, strict=True):
+    for plane, size in zip(pooled, sizes, strict=True):
         maxima = sliding_max(maps, *size, known)
-        place[:, : maxima.shape[1], : maxima.shape[2]] = maxima
+        plane[:, : maxima.shape[1], : maxima.shape[2]] = maxima
     return pooled.view(-1, maps.shape[3])

@@ -67,12 +67,13 @@ def test_a_validation_that_misses_images_is_no_validation(num_images: int, repla
     images, labels = torch.zeros(5, 8, 8, 3, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)
     batch = Batch(images, labels, torch.zeros(5, 3), labels, labels, bad)
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
-    world, mean = World(0, 1, torch.device("cpu")), torch.zeros(1, 1, 3)
+    mean = torch.zeros(1, 1, 3)
+    how = {"precision": FP32, "world": World(0, 1, FP32.device), "num_images": num_images}
     if num_images != 5:
         with pytest.raises(AssertionError, match=f"5 images were seen in a .* of {num_images}"):
-            centre_errors(network, [batch], mean, FP32, world, num_images)
+            centre_errors(network, [batch], mean, **how)
         return
-    found = centre_errors(network, [batch], mean, FP32, world, num_images)
+    found = centre_errors(network, [batch], mean, **how)
     assert found.images == 5 - replaced
 
 
