@@ -4,9 +4,10 @@ Series differ in colour, line and marker, so that colour-blind readers and black
 tell them apart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,32 @@ def series(index: int) -> dict[str, Any]:
     return {"color": colour, "linestyle": line, "marker": marker}
 
 
-def plain_log_ticks(axes: Axes) -> None:
-    """A logarithmic y axis whose ticks read 0.1, 1, 10, without minor ticks."""
+def plain_log_axis(axes: Axes, ticks: Sequence[float] | None = None, above: float = inf) -> None:
+    """A logarithmic y axis whose ticks read 0.1, 1, 10; from `above` on, "or more" is added."""
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if ticks:
+        axes.set_yticks(ticks)
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" + (" or more" if value >= above else ""))
+    )
+
+
+def mark_level(axes: Axes, level: float, label: str) -> None:
+    """A dotted line across the panel, with a label above its right end."""
+    axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+    axes.annotate(
+        label,
+        (0.99, level),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, 5),  # above markers
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8.5,
+        color=GREY,
+        bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0},
+    )
 
 
 @contextmanager

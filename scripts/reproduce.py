@@ -147,11 +147,7 @@ def analysis(options: argparse.Namespace) -> None:
     else:
         write_signals(measure_all(settings), options.out)
     # Read back, rounded, so that --rewrite gives the same page.
-    for claim in write_page(read_signals(options.out), options.out):
-        paper = f"paper {claim.paper}, " if claim.paper else ""
-        closed = f"closed form {claim.closed_form}, " if claim.closed_form else ""
-        print(f"{claim.statement}: {paper}{closed}measured {claim.measured}")
-    print(f"Tables and figures: {options.out / 'README.md'}")
+    print(f"Page: {write_page(read_signals(options.out), options.out)}")
 
 
 def add_analysis(commands: Commands) -> None:
@@ -171,20 +167,10 @@ def add_analysis(commands: Commands) -> None:
 
 def start(options: argparse.Namespace) -> None:
     """The first steps of training: do they diverge, and what keeps them from it."""
-    settings = StartSettings(
-        data=options.data,
-        models=options.models,
-        acts=options.acts,
-        inits=options.inits,
-        remedies=options.remedies,
-        seeds=options.seeds,
-        steps=options.steps,
-        curvature_images=options.curvature_images,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        overrides=options.overrides,
-    )
-    start_study(settings, options.out / "records")
-    print(f"Tables and figures: {write_start_page(options.out)}")
+    asked = {key: value for key, value in vars(options).items() if key not in ("run", "out")}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    start_study(StartSettings(**asked, device=device), options.out / "records")
+    print(f"Page: {write_start_page(options.out)}")
 
 
 def add_start(commands: Commands) -> None:

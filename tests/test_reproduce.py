@@ -108,7 +108,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(small: Path, tmp_path: Path
     out = run_program(*asked, "--steps=500", "--dry-run", *more).stdout
     step = re.search(r"# scaled-fig3-he-folder-seed0: resume at step (\d+), ([\d,]+) images", out)
     assert step
-    assert int(step[2].replace(",", "")) == (500 - int(step[1])) * 32
+    assert int(step[2].replace(",", "")) == (500 - int(step[1])) * 128
     assert "partial: " in (tmp_path / "results" / "fig3-scaled-folder.md").read_text()
 
 

@@ -129,8 +129,8 @@ class Claim:
     measured: str
 
 
-def write_page(study: Study, folder: Path) -> list[Claim]:
-    """Write README.md, propagation.csv and MODEL.png, MODEL.svg; returns the page's claims.
+def write_page(study: Study, folder: Path) -> Path:
+    """README.md, propagation.csv and MODEL.png, MODEL.svg; returns the path of the first.
 
     Raises UserError if they cannot be written.
     """
@@ -141,7 +141,7 @@ def write_page(study: Study, folder: Path) -> list[Claim]:
     with refusing(OSError, what=f"cannot write into {folder}"):
         for name, text in texts(results, study).items():
             (folder / name).write_text(text, encoding="utf-8")
-    return claims(results)
+    return folder / "README.md"
 
 
 def texts(results: Results, study: Study) -> dict[str, str]:

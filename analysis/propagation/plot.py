@@ -20,7 +20,7 @@ from analysis.propagation.study import (
     typical,
 )
 from analysis.propagation.theory import Conv
-from common.style import GREY, plain_log_ticks, series
+from common.style import GREY, plain_log_axis, series
 
 _SIGNALS = {"forward": "responses, Var[$y_l$]", "backward": r"gradients, Var[$\Delta x_l$]"}
 _UNITS = {"forward": "the image's", "backward": "the last layer's"}
@@ -64,13 +64,13 @@ def _layers(result: Result, direction: str) -> slice:
 
 def _draw_variances(axes: Axes, results: list[Result], direction: str) -> None:
     """Lines as predicted, markers as measured."""
-    for place, result in enumerate(results):
-        look, layers = series(place), _layers(result, direction)
+    for index, result in enumerate(results):
+        style, layers = series(index), _layers(result, direction)
         numbers = np.arange(1, len(result.table) + 1)[layers]
-        axes.plot(numbers, result.predicted[direction][layers], **look | {"marker": ""})
+        axes.plot(numbers, result.predicted[direction][layers], **style | {"marker": ""})
         measured = typical(result.measured[direction][:, layers])
         outline = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5}
-        axes.plot(numbers, measured, **look | outline)
+        axes.plot(numbers, measured, **style | outline)
     axes.set_yscale("log")
     decades = np.ptp(np.log10(axes.get_ylim()))
     step = 5 if decades > 18 else 2 if decades > 7 else 1
@@ -80,17 +80,17 @@ def _draw_variances(axes: Axes, results: list[Result], direction: str) -> None:
 
 def _draw_ratios(axes: Axes, results: list[Result], direction: str) -> None:
     """Markers and bars: measured / predicted over the seeds; lines: borders and pools."""
-    for place, result in enumerate(results):
-        look, layers = series(len(INITS) + place), _layers(result, direction)
-        numbers = np.arange(1, len(result.table) + 1)[layers] + 0.16 * (2 * place - 1)
+    for index, result in enumerate(results):
+        style, layers = series(len(INITS) + index), _layers(result, direction)
+        numbers = np.arange(1, len(result.table) + 1)[layers] + 0.16 * (2 * index - 1)
         ratio = result.ratio(direction)[:, layers]
         middle, factor = typical(ratio), np.nan_to_num(spread(ratio), nan=1.0)
         bars = np.array([middle - middle / factor, middle * factor - middle])
-        axes.errorbar(numbers, middle, bars, **look | {"linestyle": "none", "elinewidth": 0.9})
+        axes.errorbar(numbers, middle, bars, **style | {"linestyle": "none", "elinewidth": 0.9})
         known = result.borders[direction][layers] * typical(result.pools[direction][:, layers])
-        axes.plot(numbers, known, **look | {"marker": ""})
+        axes.plot(numbers, known, **style | {"marker": ""})
     axes.axhline(1, color=GREY, linewidth=0.9)
-    plain_log_ticks(axes)
+    plain_log_axis(axes)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
@@ -121,11 +121,11 @@ def _add_legends(above: SubFigure, below: SubFigure) -> None:
         ncols=5,
         title="lines: predicted by Eq. 9 and 13;  markers: measured, geometric mean over seeds",
     )
-    places = range(len(INITS), len(INITS) + len(ACTS))
+    indices = range(len(INITS), len(INITS) + len(ACTS))
     below.legend(
         handles=[
-            Line2D([], [], label=ACT_NAMES[act], **series(place))
-            for act, place in zip(ACTS, places, strict=True)
+            Line2D([], [], label=ACT_NAMES[act], **series(index))
+            for act, index in zip(ACTS, indices, strict=True)
         ],
         loc="outside upper center",
         ncols=2,

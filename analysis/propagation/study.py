@@ -1,4 +1,4 @@
-"""Signal propagation for every initialisation, with ReLU and PReLU: measured, kept, evaluated."""
+"""Signal propagation for every initialisation, with ReLU and PReLU: measured, saved, evaluated."""
 
 import json
 from collections.abc import Sequence
@@ -222,23 +222,16 @@ def read_signals(folder: Path) -> Study:
             )
             for network in content["networks"]
         }
-        study = Study(settings, content["torch"], signals)
+        version = content["torch"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing, damaged or of another version ({error})") from error
-    if not _complete(study):
-        raise UserError(f"{path} is not of the networks in configs/model/: measure them again")
-    return study
-
-
-def _complete(study: Study) -> bool:
-    """Whether every network of the settings is there, with a number for each of its layers."""
-    networks = study.settings.networks()
     shapes = {
-        key: (study.settings.seeds, len(conv_table(config.model)))
-        for key, config in networks.items()
+        key: {getattr(each, name).shape for name in _QUANTITIES} for key, each in signals.items()
     }
-    return list(study.signals) == list(networks) and all(
-        getattr(signals, name).shape == shapes[key]
-        for key, signals in study.signals.items()
-        for name in _QUANTITIES
-    )
+    expected = {
+        key: {(settings.seeds, len(conv_table(config.model)))}
+        for key, config in settings.networks().items()
+    }
+    if shapes != expected:
+        raise UserError(f"{path} is not of the networks in configs/model/: measure them again")
+    return Study(settings, version, signals)

@@ -12,7 +12,7 @@ from analysis.report.paper import FIG6_AT_ZERO, FIG7_COUNTS, SLOPES, CurveFigure
 from analysis.report.read import QUANTILES
 from analysis.report.runs import Edition, Run
 from analysis.report.selection import choose
-from common.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, series
+from common.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, mark_level, series
 from data.sources.imagenet import NUM_IMAGES
 
 PerClass = Sequence[dict[str, Any]]  # of a result file
@@ -57,15 +57,18 @@ def draw_curves(curves: Sequence[Curve], title: str, edition: Edition) -> Figure
     # Steps of an epoch, where the size of the data set is known; else the axis is in steps.
     per_epoch = NUM_IMAGES["train"] / first.batch_size if edition.is_paper else None
     for index, curve in enumerate(curves):
-        look = series(index)
+        style = series(index)
         errors = [[(v.step, v.top1_error) for v in run.val] for run in curve.runs]
         losses = [run.train for run in curve.runs]
         label = curve.label_with_seeds
-        _draw_band(panels[0], errors, per_epoch or 1, label=label, **look)
-        _draw_band(panels[1], losses, per_epoch or 1, label=label, **look | {"marker": ""})
+        _draw_band(panels[0], errors, per_epoch or 1, label=label, **style)
+        _draw_band(panels[1], losses, per_epoch or 1, label=label, **style | {"marker": ""})
         if with_gradients:
-            _draw_gradients(panels[2], curve, look, per_epoch)
-    _mark_chance(panels[0], first.num_classes)
+            _draw_gradients(panels[2], curve, style, per_epoch)
+    if first.num_classes:
+        chance = 100 * (1 - 1 / first.num_classes)
+        mark_level(panels[0], chance, f"guessing: {chance:g} %")
+        panels[0].set_ymargin(0.1)  # room for the label
     panels[0].set_title(f"top-1 error, %, {first.val[-1].images:,.0f} validation images")
     panels[1].set_title("training loss")
     for axes in panels[:2]:
@@ -80,51 +83,31 @@ def draw_curves(curves: Sequence[Curve], title: str, edition: Edition) -> Figure
 
 
 def _draw_band(
-    axes: Axes, points: Sequence[Sequence[tuple[int, float]]], per_epoch: float, **look: Any
+    axes: Axes, points: Sequence[Sequence[tuple[int, float]]], per_epoch: float, **style: Any
 ) -> None:
     """Mean and range over the seeds, at the steps that all of them have."""
     by_step = [dict(own) for own in points]
     steps = sorted(set.intersection(*map(set, by_step)))
     values = np.array([[own[step] for step in steps] for own in by_step])
     x = np.array(steps) / per_epoch
-    axes.plot(x, values.mean(0), markevery=max(1, len(steps) // 10), **look)
+    axes.plot(x, values.mean(0), markevery=max(1, len(steps) // 10), **style)
     if len(points) > 1:
-        axes.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, lw=0)
-
-
-def _mark_chance(axes: Axes, num_classes: int) -> None:
-    """A line at the error of random guessing."""
-    if num_classes:
-        chance = 100 * (1 - 1 / num_classes)
-        axes.axhline(chance, **_DOTTED)
-        axes.annotate(
-            f"guessing: {chance:g} %",
-            (0.99, chance),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 5),  # above the markers
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=8.5,
-            color=GREY,
-            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0},
-        )
-        axes.set_ymargin(0.1)  # room for it
+        axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.18, lw=0)
 
 
 def _draw_gradients(
-    axes: Axes, curve: Curve, look: dict[str, Any], per_epoch: float | None
+    axes: Axes, curve: Curve, style: dict[str, Any], per_epoch: float | None
 ) -> None:
     """By layer, where the run logged them first (solid) and last (hollow)."""
     gradients = [run.gradients for run in curve.runs]
     layers = [layer for layer in gradients[0] if all(layer in own for own in gradients)]
-    for end, face in ((0, look["color"]), (-1, "white")):
+    for end, face in ((0, style["color"]), (-1, "white")):
         norms = np.array([[own[layer][end][1] for layer in layers] for own in gradients])
         geometric_mean = np.exp(np.log(np.maximum(norms, 1e-30)).mean(0))
         step = gradients[0][layers[0]][end][0]
         when = f"epoch {step / per_epoch:.2f}" if per_epoch else f"step {step}"
-        style = {**look, "markerfacecolor": face, "linewidth": 1.6 if end == 0 else 0.9}
-        axes.plot(range(len(layers)), geometric_mean, label=f"{curve.label}, {when}", **style)
+        end_style = {**style, "markerfacecolor": face, "linewidth": 1.6 if end == 0 else 0.9}
+        axes.plot(range(len(layers)), geometric_mean, label=f"{curve.label}, {when}", **end_style)
     axes.set_yscale("log")
     starts = {i for i, layer in enumerate(layers) if layer.endswith("_1")}  # of stages
     last_conv = {i - 1 for i, layer in enumerate(layers) if layer == "fc1"}
@@ -142,13 +125,13 @@ def draw_slopes(shared: Sequence[Run], channel_wise: Sequence[Run], title: str) 
     for column, (kind, runs) in enumerate(
         (("channel-shared", shared), ("channel-wise, mean", channel_wise))
     ):
-        look = series(column)
+        style = series(column)
         paper = [SLOPES[layer][column] for layer in layers]
-        hollow = {**look, "markerfacecolor": "white", "linewidth": 0.8}
+        hollow = {**style, "markerfacecolor": "white", "linewidth": 0.8}
         above.plot(layers, paper, label=f"{kind}: paper", **hollow)
         if runs:
             ours = [np.mean([run.slopes[layer].mean for run in runs]) for layer in layers]
-            above.plot(layers, ours, label=f"{kind}: ours", **look)
+            above.plot(layers, ours, label=f"{kind}: ours", **style)
     above.set_title("learned slope a, by layer")
     if channel_wise:
         _draw_boxes(below, channel_wise[0], layers)

@@ -117,7 +117,7 @@ def _run_table(runs: Sequence[Run]) -> str:
             run.source or run.data,
             run.length if run.epochs else BLANK,
             ("finished" if run.finished else "partial") if run.epochs else "tested",
-            number(run.images_per_second, 1),
+            number(run.images_per_second, ".1f"),
             number(run.hours) if run.hours else BLANK,
             short(run.commit) if run.commit else BLANK,
             _remarks(run),

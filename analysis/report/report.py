@@ -28,7 +28,7 @@ from analysis.report.paper import (
     ErrorTable,
 )
 from analysis.report.runs import Edition, Run, editions
-from analysis.report.selection import choose, chosen_results
+from analysis.report.selection import choose, tested_runs
 from analysis.report.tables import architecture_table, curve_table, error_table, slope_table
 from common.errors import refusing
 from common.style import save_figure, styled
@@ -129,35 +129,36 @@ class _Writer:
 
     def classes(self) -> list[Section]:
         """Fig. 6, the ensemble's errors by class, and Fig. 7, them less those of A with ReLU."""
-        ours, new = chosen_results(self.runs, self.edition, ENSEMBLE, DENSE)
-        base, old = chosen_results(self.runs, self.edition, FIG7_BASELINE, DENSE)
-        if not self.edition.is_paper and not new:
+        ours = tested_runs(self.runs, self.edition, ENSEMBLE, DENSE)
+        base = tested_runs(self.runs, self.edition, FIG7_BASELINE, DENSE)
+        if not self.edition.is_paper and not ours.results:
             return []
         title6 = self.title("Fig. 6: top-5 error of each class, six models together")
         title7 = self.title("Fig. 7: six models together, less model A with ReLU, class by class")
         errors = differences = None
-        if new:
-            by_class = new[0][1]["per_class"]
+        if ours.results:
+            by_class = ours.results[0][1]["per_class"]
             errors = draw_class_errors(by_class, title6, self.edition)
-            if old:
+            if base.results:
+                old = base.results[0][1]["per_class"]
                 names = (_ENSEMBLE_NAME, _BASELINE_NAME)
                 differences = draw_class_differences(
-                    by_class, old[0][1]["per_class"], title7, names=names, edition=self.edition
+                    by_class, old, title7, names=names, edition=self.edition
                 )
         return [
-            Section(title6, figures=self.figure("fig6", errors), state=ours.state),
+            Section(title6, figures=self.figure("fig6", errors), state=ours.chosen.state),
             Section(
                 title7,
                 figures=self.figure("fig7", differences),
-                state=base.state if ours.runs else ours.state,
+                state=base.chosen.state if ours.runs else ours.chosen.state,
                 note="The paper compares with its team's entry of 2014, which we do not have.",
             ),
         ]
 
     def pictures(self) -> list[Section]:
         """Figs. 4 and 5; drawn where predictions and images are at hand, else left as they are."""
-        _, tested = chosen_results(self.runs, self.edition, ENSEMBLE, DENSE)
-        if not self.edition.is_paper and not tested:
+        ensemble = tested_runs(self.runs, self.edition, ENSEMBLE, DENSE)
+        if not self.edition.is_paper and not ensemble.results:
             return []
         folder = self.runs_folder / f"{ENSEMBLE}-{self.edition.data}"
         saved = folder / "predictions-dense.npz"
@@ -165,8 +166,8 @@ class _Writer:
         for number, outcome in ((4, "right"), (5, "wrong, the class is not among the five")):
             title = self.title(f"Fig. {number}: validation images and five predictions, {outcome}")
             stem = f"fig{number}{self.edition.suffix}"
-            if tested and saved.is_file():
-                per_class = tested[0][1]["per_class"]
+            if ensemble.results and saved.is_file():
+                per_class = ensemble.results[0][1]["per_class"]
                 self._draw_pictures(saved, per_class, title, stem=stem, right=number == 4)
             files = [stem] if (self.results / f"{stem}.png").is_file() else []
             sections.append(Section(title, figures=files, state="not run"))

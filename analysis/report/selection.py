@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from analysis.report.paper import ENSEMBLE, ENSEMBLE_MEMBERS, Row, Test
+from analysis.report.paper import ENSEMBLE, ENSEMBLE_MEMBERS, Test
 from analysis.report.runs import Edition, Run
 
-METRICS = ("top1", "top5")
 NOT_RUN = "not run"
 
 
@@ -41,28 +40,29 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Our top-1 or top-5 error of a row, percent, and the runs behind it."""
+class Tested:
+    """The chosen runs of an experiment, and their results of one test."""
 
-    chosen: Chosen | None = None  # None: a row of others' work
-    values: Sequence[float] = ()  # a number for each seed
-    interval: tuple[float, float] | None = None  # 95 %, binomial, mean over the seeds
-    images: int = 0
-    tested: Sequence[Run] = ()  # those of the chosen runs that have the table's test
-    commits: Sequence[str] = ()  # of the tests, else of the runs
+    chosen: Chosen = Chosen()
+    results: Sequence[tuple[Run, dict[str, Any]]] = ()  # of the runs that have the test
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """Those with the test, else those that lack it."""
+        return [run for run, _ in self.results] or self.chosen.runs
 
     @property
     def state(self) -> str:
-        if self.chosen is None:
-            return ""
-        if self.values or not self.chosen.runs:
+        """For a cell of a table."""
+        if self.results or not self.chosen.runs:
             return self.chosen.state
         return ", ".join(filter(None, [self.chosen.partial, "not tested"]))
 
     @property
-    def runs(self) -> Sequence[Run]:
-        """Those tested, else those that a test is missing of."""
-        return self.tested or (self.chosen.runs if self.chosen else ())
+    def commits(self) -> list[str]:
+        """Of the tests, else of the runs."""
+        found = {result.get("commit") or run.commit for run, result in self.results}
+        return sorted(commit for commit in found if commit)
 
 
 def choose(runs: Sequence[Run], edition: Edition, experiment: str) -> Chosen:
@@ -123,53 +123,9 @@ def find_result(run: Run, test: Test) -> dict[str, Any] | None:
     return None
 
 
-def chosen_results(
-    runs: Sequence[Run], edition: Edition, experiment: str, test: Test
-) -> tuple[Chosen, list[tuple[Run, dict[str, Any]]]]:
-    """The runs that count, and those of them that have this test, each with its result."""
+def tested_runs(runs: Sequence[Run], edition: Edition, experiment: str, test: Test) -> Tested:
+    """The runs that count, with the results of those that have this test."""
     is_ensemble = experiment == ENSEMBLE
     chosen = _choose_ensemble(runs, edition) if is_ensemble else choose(runs, edition, experiment)
     pairs = [(run, find_result(run, edition.test(test))) for run in chosen.runs]
-    return chosen, [(run, result) for run, result in pairs if result is not None]
-
-
-def cells(runs: Sequence[Run], edition: Edition, row: Row) -> list[Cell]:
-    """Our top-1 and top-5 errors for a row."""
-    if row.experiment is None:
-        return [Cell() for _ in METRICS]
-    chosen, tested = chosen_results(runs, edition, row.experiment, row.test)
-    if not tested:
-        return [Cell(chosen) for _ in METRICS]
-    test = edition.test(row.test)
-    entries = [_entry(result, test, row) for _, result in tested]
-    commits = {commit for run, result in tested if (commit := result.get("commit") or run.commit)}
-    found = []
-    for metric in METRICS:
-        low, high = zip(*(entry[f"{metric}_interval"] for entry in entries), strict=True)
-        found.append(
-            Cell(
-                chosen,
-                values=[entry[f"{metric}_error"] for entry in entries],
-                interval=(fmean(low), fmean(high)),
-                images=tested[0][1]["images"],
-                tested=[run for run, _ in tested],
-                commits=sorted(commits),
-            )
-        )
-    return found
-
-
-def _entry(result: dict[str, Any], test: Test, row: Row) -> dict[str, Any]:
-    """The errors at the row's scale, or of all scales combined."""
-    if row.scale is None:
-        return dict(result["combined"])
-    scale = test.scales[row.test.scales.index(row.scale)]
-    return next(entry for entry in result["scales"] if entry["scale"] == scale)
-
-
-def row_label(edition: Edition, row: Row) -> tuple[str, ...]:
-    """The row's label; a scaled edition has scales of its own."""
-    if row.scale is None or not edition.scaled:
-        return row.label
-    scale = edition.test(row.test).scales[row.test.scales.index(row.scale)]
-    return tuple(str(scale) if text == str(row.scale) else text for text in row.label)
+    return Tested(chosen, [(run, result) for run, result in pairs if result is not None])

@@ -13,17 +13,7 @@ from analysis.report.paper import (
     Row,
 )
 from analysis.report.runs import Edition, Run
-from analysis.report.selection import (
-    METRICS,
-    NOT_RUN,
-    Cell,
-    Chosen,
-    cells,
-    choose,
-    mean,
-    row_label,
-    spread,
-)
+from analysis.report.selection import NOT_RUN, Chosen, Tested, choose, mean, spread, tested_runs
 from analysis.table import BLANK, csv_table, markdown_table
 from configs.schema import TrainConfig
 from configs.store import compose_config
@@ -61,16 +51,14 @@ class Table:
         return csv_table(columns, [[*label, *numbers] for label, numbers in rows])
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, form: str = ".2f") -> str:
     """A number for a cell; None: there is none."""
-    return BLANK if value is None else f"{value:.{digits}f}"
+    return BLANK if value is None else format(value, form)
 
 
-def with_spread(values: Sequence[float], digits: int = 2) -> str:
+def with_spread(value: float | None, deviation: float | None, form: str = ".2f") -> str:
     """Mean ± standard deviation over seeds."""
-    deviation = spread(values)
-    tail = "" if deviation is None else f" ± {deviation:.{digits}f}"
-    return number(mean(values), digits) + tail
+    return number(value, form) + ("" if deviation is None else f" ± {deviation:{form}}")
 
 
 def short(commit: str) -> str:
@@ -81,16 +69,16 @@ def short(commit: str) -> str:
 def hours_of(runs: Sequence[Run]) -> str:
     """Hours of training of all these runs."""
     hours = sum(run.hours for run in runs)
-    return number(hours, 1 if hours >= 10 else 2) if hours else BLANK
+    return number(hours, ".1f" if hours >= 10 else ".2f") if hours else BLANK
 
 
 def _names(runs: Sequence[Run]) -> str | None:
     return " ".join(run.name for run in runs) or None
 
 
-def _remark(chosen: Chosen | None) -> str:
+def _remark(chosen: Chosen) -> str:
     """Stands behind a number of partial runs."""
-    return f" ({chosen.partial})" if chosen and chosen.partial else ""
+    return f" ({chosen.partial})" if chosen.partial else ""
 
 
 @dataclass(frozen=True)
@@ -124,19 +112,21 @@ def error_table(table: ErrorTable, edition: Edition, runs: Sequence[Run], title:
     for row in table.rows:
         if row.experiment is None and not edition.is_paper:
             continue
-        label, both = row_label(edition, row), cells(runs, edition, row)
-        pair = [
-            _error_numbers(metric, paper, cell, edition)
-            for metric, paper, cell in zip(METRICS, row.paper, both, strict=True)
-        ]
-        rows.append([*label, *_error_cells(row, both, pair, edition)])
-        labels += [label] * len(pair)
+        tested = Tested()
+        if row.experiment:
+            tested = tested_runs(runs, edition, row.experiment, row.test)
+        scale = None  # all combined; a scaled edition has scales of its own
+        if row.scale is not None:
+            scale = edition.test(row.test).scales[row.test.scales.index(row.scale)]
+        label = tuple(str(scale) if text == str(row.scale) else text for text in row.label)
+        pair = [_error_numbers(row, metric, tested, edition, scale) for metric in (0, 1)]
+        rows.append([*label, *_error_cells(pair, tested, edition)])
+        labels += [label, label]
         numbers += pair
-    note = " ".join(part for part in (edition.note, table.note) if part)
     return Table(
         name=table.name + edition.suffix,
         title=title,
-        note=note,
+        note=" ".join(filter(None, [edition.note, table.note])),
         header=header,
         rows=rows,
         numbers=numbers,
@@ -144,46 +134,54 @@ def error_table(table: ErrorTable, edition: Edition, runs: Sequence[Run], title:
     )
 
 
-def _error_numbers(metric: str, paper: float | None, cell: Cell, edition: Edition) -> ErrorNumbers:
-    ours = mean(cell.values)
-    low, high = cell.interval or (None, None)
-    is_known = edition.is_paper and paper is not None and ours is not None
+def _error_numbers(
+    row: Row, metric: int, tested: Tested, edition: Edition, scale: int | None
+) -> ErrorNumbers:
+    """metric: 0 top-1, 1 top-5; scale: of the test, None: all combined."""
+    name, paper = ("top1", "top5")[metric], row.paper[metric]
+    entries = [
+        result["combined"]
+        if scale is None
+        else next(entry for entry in result["scales"] if entry["scale"] == scale)
+        for _, result in tested.results
+    ]
+    values = [entry[f"{name}_error"] for entry in entries]
+    ours = mean(values)
+    is_compared = edition.is_paper and paper is not None and ours is not None
     return ErrorNumbers(
-        error=metric,
+        error=name,
         paper=paper,
         ours=ours,
-        difference=ours - paper if is_known else None,  # type: ignore[operator]
-        interval_low=low,
-        interval_high=high,
-        images=cell.images or None,
-        seeds=len(cell.values) or None,
-        spread=spread(cell.values),
-        state=cell.state,
-        hours=sum(run.hours for run in cell.runs) or None,
-        commit=" ".join(cell.commits) or None,
-        runs=_names(cell.runs),
+        difference=ours - paper if is_compared else None,  # type: ignore[operator]
+        interval_low=mean([entry[f"{name}_interval"][0] for entry in entries]),
+        interval_high=mean([entry[f"{name}_interval"][1] for entry in entries]),
+        images=tested.results[0][1]["images"] if entries else None,
+        seeds=len(values) or None,
+        spread=spread(values),
+        state=tested.state if row.experiment else "",
+        hours=sum(run.hours for run in tested.runs) or None,
+        commit=" ".join(tested.commits) or None,
+        runs=_names(tested.runs),
     )
 
 
-def _error_cells(
-    row: Row, both: Sequence[Cell], pair: Sequence[ErrorNumbers], edition: Edition
-) -> list[str]:
+def _error_cells(pair: Sequence[ErrorNumbers], tested: Tested, edition: Edition) -> list[str]:
     """The Markdown cells after the label; top-1 and top-5 share each of them."""
-    paper = " / ".join(number(error) for error in row.paper)
-    first = both[0]
-    if not first.values:
-        return [paper, first.state or BLANK, *[BLANK] * (7 if edition.is_paper else 6)]
-    differences = [BLANK if n.difference is None else f"{n.difference:+.2f}" for n in pair]
+    paper = " / ".join(number(each.paper) for each in pair)
+    if not tested.results:
+        return [paper, pair[0].state or BLANK, *[BLANK] * (7 if edition.is_paper else 6)]
+    ours = " / ".join(with_spread(each.ours, each.spread) for each in pair)
+    difference = " / ".join(number(each.difference, form="+.2f") for each in pair)
     return [
         paper,
-        " / ".join(with_spread(cell.values) for cell in both) + _remark(first.chosen),
-        *([" / ".join(differences)] if edition.is_paper else []),
-        " / ".join(f"{n.interval_low:.2f}–{n.interval_high:.2f}" for n in pair),
-        f"{first.images:,}",
-        ", ".join(str(run.seed) for run in first.tested),
-        first.tested[0].length if first.tested[0].epochs else BLANK,
-        hours_of(first.tested),
-        ", ".join(short(commit) for commit in first.commits) or BLANK,
+        ours + _remark(tested.chosen),
+        *([difference] if edition.is_paper else []),
+        " / ".join(f"{each.interval_low:.2f}–{each.interval_high:.2f}" for each in pair),
+        f"{pair[0].images:,}",
+        ", ".join(str(run.seed) for run in tested.runs),
+        tested.runs[0].length if tested.runs[0].epochs else BLANK,
+        hours_of(tested.runs),
+        ", ".join(short(commit) for commit in tested.commits) or BLANK,
     ]
 
 
@@ -215,26 +213,21 @@ def slope_table(runs: Sequence[Run]) -> Table:
         for paper, kind, chosen in zip(papers, kinds, both, strict=True):
             values = [run.slopes[layer].mean for run in chosen.runs if layer in run.slopes]
             ours = mean(values)
-            difference = None if ours is None else ours - paper
-            state = chosen.state if values else NOT_RUN
-            row += [
-                number(paper, 3),
-                with_spread(values, 3) + _remark(chosen) if values else state,
-                BLANK if difference is None else f"{difference:+.3f}",
-            ]
-            numbers.append(
-                SlopeNumbers(
-                    layer=layer,
-                    slopes=kind,
-                    paper=paper,
-                    ours=ours,
-                    difference=difference,
-                    spread=spread(values),
-                    seeds=len(values) or None,
-                    state=state,
-                    runs=_names(chosen.runs),
-                )
+            slope = SlopeNumbers(
+                layer=layer,
+                slopes=kind,
+                paper=paper,
+                ours=ours,
+                difference=None if ours is None else ours - paper,
+                spread=spread(values),
+                seeds=len(values) or None,
+                state=chosen.state if values else NOT_RUN,
+                runs=_names(chosen.runs),
             )
+            text = with_spread(ours, slope.spread, ".3f") + _remark(chosen)
+            row += [number(paper, ".3f"), text if values else slope.state]
+            row.append(number(slope.difference, "+.3f"))
+            numbers.append(slope)
         rows.append(row)
     return Table(
         name="table1",
@@ -260,21 +253,28 @@ class ArchitectureNumbers:
 
 def architecture_table() -> Table:
     """Table 3: counted in the networks as they are built."""
+    header = ["model", "weight layers: paper", "ours", "operations, x 1e10: paper", "ours"]
+    header += ["difference", "parameters, million"]
     numbers = []
     for name, layers, operations in ARCHITECTURES:
         config = compose_config([f"model={name}"], TrainConfig)
         ours = describe(config.model, config.act, config.init, num_classes=1000, crop=224)
-        counts = (ours.weight_layers, operations, ours.multiply_adds, ours.parameters)
-        numbers.append(ArchitectureNumbers(name, layers, *counts))
+        numbers.append(
+            ArchitectureNumbers(
+                model=name,
+                paper_weight_layers=layers,
+                weight_layers=ours.weight_layers,
+                paper_operations_1e10=operations,
+                multiply_adds=ours.multiply_adds,
+                parameters=ours.parameters,
+            )
+        )
     return Table(
         name="table3",
         title="Table 3: architectures",
         note="Counted, nothing is trained: multiply-adds of conv and fc layers for one 224 x 224 "
         "image.",
-        header=[
-            *("model", "weight layers: paper", "ours", "operations, x 1e10: paper", "ours"),
-            *("difference", "parameters, million"),
-        ],
+        header=header,
         rows=[
             [
                 n.model,
@@ -309,6 +309,26 @@ class CurveNumbers:
     runs: str | None
 
 
+def _curve_numbers(label: str, own: Sequence[Run], state: str) -> CurveNumbers:
+    errors = [run.val[-1].top1_error for run in own]
+    losses = [run.train[-1][1] for run in own]
+    norms = [run.gradients["conv1"] for run in own if run.gradients.get("conv1")]
+    return CurveNumbers(
+        curve=label,
+        top1_error=mean(errors),
+        top1_spread=spread(errors),
+        lowest_top1_error=mean([min(line.top1_error for line in run.val) for run in own]),
+        images=own[0].val[-1].images if own else None,
+        loss=mean(losses),
+        loss_spread=spread(losses),
+        conv1_gradient_first=mean([points[0][1] for points in norms]),
+        conv1_gradient_last=mean([points[-1][1] for points in norms]),
+        seeds=len(own) or None,
+        state=state,
+        runs=_names(own),
+    )
+
+
 def curve_table(figure: CurveFigure, edition: Edition, runs: Sequence[Run], title: str) -> Table:
     """Where the curves of a figure end, and how large the gradients are on the way."""
     header = ["curve", "top-1 error at the end", "lowest", "images", "training loss at the end"]
@@ -317,36 +337,20 @@ def curve_table(figure: CurveFigure, edition: Edition, runs: Sequence[Run], titl
     for label, experiment in figure.curves:
         chosen = choose(runs, edition, experiment)
         own = [run for run in chosen.runs if run.val and run.train]
-        errors = [run.val[-1].top1_error for run in own]
-        losses = [run.train[-1][1] for run in own]
-        norms = [run.gradients["conv1"] for run in own if run.gradients.get("conv1")]
-        curve = CurveNumbers(
-            curve=label,
-            top1_error=mean(errors),
-            top1_spread=spread(errors),
-            lowest_top1_error=mean([min(v.top1_error for v in run.val) for run in own]),
-            images=own[0].val[-1].images if own else None,
-            loss=mean(losses),
-            loss_spread=spread(losses),
-            conv1_gradient_first=mean([points[0][1] for points in norms]),
-            conv1_gradient_last=mean([points[-1][1] for points in norms]),
-            seeds=len(own) or None,
-            state=chosen.state,
-            runs=_names(own),
-        )
+        curve = _curve_numbers(label, own, chosen.state)
         numbers.append(curve)
         if not own:
             rows.append([label, chosen.state, *[BLANK] * (len(header) - 2)])
             continue
-        ends = (curve.conv1_gradient_first, curve.conv1_gradient_last)
         rows.append(
             [
                 label,
-                with_spread(errors) + _remark(chosen),
+                with_spread(curve.top1_error, curve.top1_spread) + _remark(chosen),
                 number(curve.lowest_top1_error),
                 f"{curve.images:,.0f}",
-                with_spread(losses, 3),
-                *(BLANK if norm is None else f"{norm:.2g}" for norm in ends),
+                with_spread(curve.loss, curve.loss_spread, ".3f"),
+                number(curve.conv1_gradient_first, ".2g"),
+                number(curve.conv1_gradient_last, ".2g"),
                 ", ".join(str(run.seed) for run in own),
                 own[0].length,
                 hours_of(own),

@@ -11,9 +11,9 @@ def curvature(
 ) -> tuple[float, float]:
     """(curvature along the gradient, largest eigenvalue) of the Hessian H of `loss`.
 
-    The eigenvalue is the Rayleigh quotient after power iteration from the gradient, whose first one
-    is the curvature along it: a lower bound of the eigenvalue that is largest in size, and close to
-    it where one dominates.
+    Both are Rayleigh quotients of a power iteration that starts from the gradient: the first, and
+    the largest in size. The latter is a lower bound of the largest eigenvalue, and close to it
+    where one dominates.
     """
     gradients = torch.autograd.grad(loss(), parameters, create_graph=True)
     direction = [g.detach() for g in gradients]

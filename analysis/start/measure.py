@@ -115,7 +115,6 @@ def _curvature(
     network: Network, step: TrainingStep, batch: Batch, images: int
 ) -> tuple[float, float]:
     """In fp32, with the dropout masks of the step."""
-    assert isinstance(batch.images, Tensor)
     parameters = list(network.parameters())
     device = step.mean.device
     parts = [batch.images, batch.colours, batch.keys, batch.labels]
@@ -131,8 +130,8 @@ class _FeatureSums:
 
     def __init__(self) -> None:
         self.num_images, self.squares = 0, 0.0
-        self.total: Tensor | float = 0.0
-        self.alive: Tensor | bool = False
+        self.total = torch.zeros(())  # becomes [C, ...]
+        self.alive = torch.zeros((), dtype=torch.bool)  # becomes [C]
 
     def add(self, features: Tensor) -> None:
         """features [B, C, ...]."""
@@ -144,8 +143,6 @@ class _FeatureSums:
 
     def numbers(self) -> tuple[float, float, float]:
         """(rms, fraction of dead units, fraction of the energy common to all images)."""
-        assert isinstance(self.total, Tensor)
-        assert isinstance(self.alive, Tensor)
         mean_square = self.squares / (self.num_images * self.total.numel())
         # Over all pairs of two images: the mean of their products, over the mean square.
         products = float(self.total.square().sum(dtype=torch.float64)) - self.squares

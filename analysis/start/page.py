@@ -47,8 +47,8 @@ not show how good a network is after 80 epochs, and one of their classes is easi
 of ImageNet.
 """
 
-Seeds = Sequence[Record]  # of one network and recipe
-Column = tuple[str, Callable[[Seeds], str]]  # of a table: its title, and a row's cell
+Runs = Sequence[Record]  # of one network and recipe
+Column = tuple[str, Callable[[Runs], str]]  # of a table: its title, and a row's cell
 
 
 def write_start_page(folder: Path) -> Path:
@@ -80,7 +80,7 @@ def _by(records: Iterable[Record], key: Callable[[Record], object]) -> list[list
     return list(groups.values())
 
 
-def _section(records: Seeds, folder: Path) -> str:
+def _section(records: Runs, folder: Path) -> str:
     case = records[0].case
     low, high = case.scale
     scale = f"{low}" if low == high else f"{low} to {high}"
@@ -96,7 +96,7 @@ def _section(records: Seeds, folder: Path) -> str:
         f"{case.precision}.",
         _table(_LOSSES, rows),
         '"At the end": mean of the last ten steps of the runs that did not diverge.',
-        _table(_FEATURES, [own for row in rows if (own := _probed(row))]),
+        _table(_FEATURES, [runs for row in rows if (runs := _probed(row))]),
         "Dead: channels of a convolution, or units of fc1 or fc2, that are positive nowhere in a "
         "batch. The end is the last step before a run was stopped.",
         *_curvatures(rows),
@@ -106,100 +106,103 @@ def _section(records: Seeds, folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _names(own: Seeds) -> list[str]:
-    case = own[0].case
+def _names(runs: Runs) -> list[str]:
+    case = runs[0].case
     return [f"{case.model}, {case.act}, {case.init}", REMEDIES[case.remedy].title]
 
 
-def _table(columns: Sequence[Column], rows: Iterable[Seeds]) -> str:
+def _table(columns: Sequence[Column], rows: Iterable[Runs]) -> str:
     header = ["network", "recipe", *(title for title, _ in columns)]
-    body = [[*_names(own), *(cell(own) for _, cell in columns)] for own in rows]
+    body = [[*_names(runs), *(cell(runs) for _, cell in columns)] for runs in rows]
     return markdown_table(header, body, "ll").rstrip()
 
 
-def _finished(own: Seeds) -> list[Record]:
-    return [record for record in own if not record.diverged]
+def _finished(runs: Runs) -> list[Record]:
+    return [record for record in runs if not record.diverged]
 
 
-def _num_above_guessing(own: Seeds) -> str:
-    limit = math.log(own[0].case.num_classes) + 1
-    return f"{sum(not record.highest <= limit for record in own)}"
+def _num_above_guessing(runs: Runs) -> str:
+    limit = math.log(runs[0].case.num_classes) + 1
+    return f"{sum(not record.highest <= limit for record in runs)}"
 
 
-def _predicted(own: Seeds) -> list[tuple[float, float]]:
+def _predicted(runs: Runs) -> list[tuple[float, float]]:
     """Predicted and measured loss of step 2, where there is a prediction."""
-    return [(r.second, r.losses[1]) for r in own if r.second is not None]
+    return [(r.second, r.losses[1]) for r in runs if r.second is not None]
 
 
 _LOSSES: list[Column] = [
-    ("seeds", lambda own: f"{len(own)}"),
-    ("steps", lambda own: span((len(r.losses) for r in own), ".0f")),
-    ("diverged", lambda own: f"{len(own) - len(_finished(own))}"),
+    ("seeds", lambda runs: f"{len(runs)}"),
+    ("steps", lambda runs: span((len(r.losses) for r in runs), ".0f")),
+    ("diverged", lambda runs: f"{len(runs) - len(_finished(runs))}"),
     ("loss above ln K + 1", _num_above_guessing),
-    ("highest loss after step 1", lambda own: f"{max(r.highest for r in own):.3g}"),
-    ("loss at the end", lambda own: span((fmean(r.losses[-10:]) for r in _finished(own)), ".2f")),
-    ("step 2: predicted", lambda own: span((loss for loss, _ in _predicted(own)), ".1f")),
-    ("measured", lambda own: span((loss for _, loss in _predicted(own)), ".1f")),
+    ("highest loss after step 1", lambda runs: f"{max(r.highest for r in runs):.3g}"),
+    (
+        "loss at the end",
+        lambda runs: span((fmean(r.losses[-10:]) for r in _finished(runs)), ".2f"),
+    ),
+    ("step 2: predicted", lambda runs: span((loss for loss, _ in _predicted(runs)), ".1f")),
+    ("measured", lambda runs: span((loss for _, loss in _predicted(runs)), ".1f")),
 ]
 
 
-def _probed(own: Seeds) -> list[Record]:
-    return [record for record in own if len(record.probes) > 1]
+def _probed(runs: Runs) -> list[Record]:
+    return [record for record in runs if len(record.probes) > 1]
 
 
-def _at_both_ends(title: str, cell: Callable[[Seeds, int], str]) -> list[Column]:
-    """A quantity at step 1 and at the end; `cell` gets the place among a record's probes."""
+def _at_both_ends(title: str, cell: Callable[[Runs, int], str]) -> list[Column]:
+    """A quantity at step 1 and at the end; `cell` gets the index among a record's probes."""
     return [
-        (f"{title}, step 1", lambda own: cell(own, 0)),
-        ("at the end", lambda own: cell(own, -1)),
+        (f"{title}, step 1", lambda runs: cell(runs, 0)),
+        ("at the end", lambda runs: cell(runs, -1)),
     ]
 
 
-def _growth(own: Seeds) -> str:
-    return span((r.layer(n, -1).rms / r.layer(n, 0).rms for r in own for n in r.features), ".2f")
-
-
-def _logit_std(own: Seeds, place: int) -> str:
-    return span((record.layer("fc3", place).rms for record in own), ".2g")
+def _growth(runs: Runs) -> str:
+    return span((r.layer(n, -1).rms / r.layer(n, 0).rms for r in runs for n in r.features), ".2f")
 
 
 def _percent(values: Iterable[float]) -> str:
     return f"{span((100 * value for value in values), '.0f')} %"
 
 
-def _largest_update(own: Seeds, place: int) -> str:
+def _largest_update(runs: Runs, index: int) -> str:
     """Norm of a step's update against that of the weights, with the layer where it is largest."""
-    layers: list[Layer] = [layer for record in own for layer in record.probes[place].layers]
+    layers: list[Layer] = [layer for record in runs for layer in record.probes[index].layers]
     layer = max(layers, key=lambda layer: layer.update / layer.weight)
     return f"{100 * layer.update / layer.weight:.2g} % ({layer.name})"
 
 
 _FEATURES: list[Column] = [
     ("rms at the end / at step 1, all layers", _growth),
-    *_at_both_ends("dead in fc1", lambda own, i: _percent(r.layer("fc1", i).dead for r in own)),
+    *_at_both_ends("dead in fc1", lambda runs, i: _percent(r.layer("fc1", i).dead for r in runs)),
     *_at_both_ends(
         "dead in the worst layer",
-        lambda own, i: _percent(max(r.layer(n, i).dead for n in r.features) for r in own),
+        lambda runs, i: _percent(max(r.layer(n, i).dead for n in r.features) for r in runs),
     ),
-    ("common energy, fc2", lambda own: _percent(r.layer("fc2", 0).common for r in own)),
-    *_at_both_ends("noise", lambda own, i: span((r.noise(i) for r in own), ".2g")),
+    ("common energy, fc2", lambda runs: _percent(r.layer("fc2", 0).common for r in runs)),
+    *_at_both_ends("noise", lambda runs, i: span((r.noise(i) for r in runs), ".2g")),
     *_at_both_ends(
-        "std of logits", lambda own, i: span((r.layer("fc3", i).rms for r in own), ".2g")
+        "std of logits", lambda runs, i: span((r.layer("fc3", i).rms for r in runs), ".2g")
     ),
-    *_at_both_ends("gradient norm", lambda own, i: span((r.norms[i] for r in own), ".3g")),
+    *_at_both_ends("gradient norm", lambda runs, i: span((r.norms[i] for r in runs), ".3g")),
     *_at_both_ends("largest update / weights of a layer", _largest_update),
 ]
 
 
-def _curvatures(rows: Iterable[Seeds]) -> list[str]:
+def _curvatures(rows: Iterable[Runs]) -> list[str]:
     """The table of curvatures under its caption; nothing if none was measured."""
-    pairs = [(own, c) for own in rows for record in own for c in record.curvature]
+    pairs = [(runs, c) for runs in rows for record in runs for c in record.curvature]
     if not pairs:
         return []
     header = ["network", "recipe", "step", "along the gradient", "largest eigenvalue", "bound"]
     body = [
-        [*_names(own), f"{c.step}", *(f"{n:,.3g}" for n in (c.along_gradient, c.largest, c.bound))]
-        for own, c in pairs
+        [
+            *_names(runs),
+            f"{c.step}",
+            *(f"{n:,.3g}" for n in (c.along_gradient, c.largest, c.bound)),
+        ]
+        for runs, c in pairs
     ]
     caption = (
         f"Curvature of the loss before a step, for {max(c.images for _, c in pairs)} images of its "
@@ -208,8 +211,8 @@ def _curvatures(rows: Iterable[Seeds]) -> list[str]:
     return [caption, markdown_table(header, body, "ll").rstrip()]
 
 
-def _figures(records: Seeds, folder: Path) -> list[str]:
-    """Of one model and initialisation: its first steps, and recipes compared."""
+def _figures(records: Runs, folder: Path) -> list[str]:
+    """The first steps of one model and initialisation, and its recipes compared."""
     model, init, setting = (getattr(records[0].case, key) for key in ("model", "init", "setting"))
     images = []
     columns = [[r for r in records if r.case.remedy == name] for name in (LETTER, DEFAULT)]

@@ -12,7 +12,7 @@ from common.errors import UserError, refusing
 
 @dataclass(frozen=True)
 class Case:
-    """One network, and how it is trained."""
+    """A network and its recipe."""
 
     model: str
     act: str

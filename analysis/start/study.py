@@ -38,7 +38,7 @@ class Settings:
 
 
 def study(settings: Settings, folder: Path) -> list[Record]:
-    """Measure what `folder` has no record of as many steps of; returns all records asked for.
+    """Measure the cases without a record of enough steps in `folder`; returns all cases' records.
 
     Raises UserError for an unknown choice or what train.py would refuse.
     """
@@ -47,7 +47,7 @@ def study(settings: Settings, folder: Path) -> list[Record]:
     if settings.steps < 2 or settings.curvature_images < 0:
         raise UserError("--steps must be at least 2, --curvature-images not negative")
     index = scan_folder(settings.data, "train")
-    records = []
+    cases = []
     for model, act, init, seed, remedy in product(
         settings.models, settings.acts, settings.inits, settings.seeds, settings.remedies
     ):
@@ -56,7 +56,9 @@ def study(settings: Settings, folder: Path) -> list[Record]:
         keys = [*network, *data, *settings.overrides, *REMEDIES[remedy].overrides]
         config = compose_config(keys, TrainConfig)
         validate(config, 1)
-        case = _case(settings, index, config, remedy)
+        cases.append((_case(settings, index, config, remedy), config))
+    records = []
+    for case, config in cases:
         path = folder / f"{case.name}.json"
         record = read_record(path) if path.is_file() else None
         if record is None or record.asked < settings.steps or record.case != case:
@@ -97,7 +99,14 @@ def _case(settings: Settings, index: ImageIndex, config: TrainConfig, remedy: st
 def _measure(settings: Settings, case: Case, config: TrainConfig, index: ImageIndex) -> Record:
     low, high = case.scale
     draws = training_batches(case.seed, 0, settings.steps, case.batch_size, len(index), (low, high))
-    batches = load(index, draws, case.crop, config.loader, "stop", tqdm.write)
+    batches = load(
+        index,
+        draws,
+        crop=case.crop,
+        loader=config.loader,
+        on_error="stop",
+        on_event=tqdm.write,
+    )
     images = settings.curvature_images if case.seed == settings.seeds[0] else 0
     bar = tqdm(total=settings.steps, desc=case.name, unit="step", disable=not sys.stderr.isatty())
 

@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -69,7 +68,6 @@ class Runner:
         self.launcher = launcher
         self.outcome = Outcome()
         self.running: set[subprocess.Popen[bytes]] = set()
-        self.lock = threading.Lock()
         self.version = commit()
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
@@ -122,11 +120,9 @@ class Runner:
         except OSError as error:  # there is no sbatch
             print(f"error: {error}", file=sys.stderr)
             return 127
-        with self.lock:
-            self.running.add(process)
+        self.running.add(process)
         status = process.wait()
-        with self.lock:
-            self.running.discard(process)
+        self.running.discard(process)
         return status
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:
