@@ -1,4 +1,4 @@
-"""What an architecture costs: map sizes, multiply-adds, parameters, start std; layer by layer."""
+"""What an architecture costs, layer by layer: map sizes, multiply-adds, parameters, initial std."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Layer:
-    """One layer as an image of the given size passes through it."""
+    """One layer, for one image."""
 
     name: str
     kind: str  # conv | pool | spp | fc
-    shape: list[int]  # of the output of one image: [C, h, w] or [features]
+    shape: list[int]  # of the output: [C, h, w] or [features]
     multiply_adds: int  # conv and fc
     parameters: int  # weights and biases
     slopes: int  # learned slopes of the rectifier that follows
-    std: float | None  # start standard deviation of the weights
+    std: float | None  # initial standard deviation of the weights
 
 
 @dataclass
@@ -53,7 +53,7 @@ def _kind(module: nn.Module) -> str | None:
 
 
 def _multiply_adds(module: nn.Module, out: Tensor) -> int:
-    """One multiply-add for each weight at each position of its output."""
+    """One for each weight at each position of the output."""
     if isinstance(module, nn.Conv2d):
         return out[0, 0].numel() * module.weight.numel()
     return module.weight.numel() if isinstance(module, nn.Linear) else 0
@@ -62,9 +62,9 @@ def _multiply_adds(module: nn.Module, out: Tensor) -> int:
 def describe(
     model: "ModelConfig", act: "ActConfig", init: "InitConfig", num_classes: int, crop: int
 ) -> Description:
-    """Trace one crop x crop image through the network, without memory or arithmetic (meta device).
+    """Trace a crop x crop image through the network on the meta device: no memory, no arithmetic.
 
-    Raises ValueError where the image is too small for the layers.
+    Raises ValueError if the image is too small for the layers.
     """
     with torch.device("meta"):
         network = build_network(model, act, init, num_classes, seed=None)
@@ -72,7 +72,7 @@ def describe(
     stds = layer_stds(network, init, act)
     layers: list[Layer] = []
 
-    def note(name: str, module: nn.Module, out: Tensor) -> None:
+    def add_layer(name: str, module: nn.Module, out: Tensor) -> None:
         if isinstance(module, PReLU):
             layers[-1].slopes = module.slopes.numel()
         kind = _kind(module)
@@ -86,7 +86,7 @@ def describe(
     for name, module in network.named_modules():
         if _kind(module) or isinstance(module, PReLU | FixedRectifier):
             module.register_forward_hook(
-                lambda module, _inputs, out, name=name: note(name, module, out)
+                lambda module, _inputs, out, name=name: add_layer(name, module, out)
             )
     try:
         network(image)

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def conv_std(conv: nn.Conv2d, init: "InitConfig", slope: float) -> float:
-    """Standard deviation of a convolution's weights; `slope` is the rectifier's start value a.
+    """Standard deviation of a convolution's weights; slope: the rectifier's initial a.
 
-    n = k*k*c (fan-in) and n_hat = k*k*d (fan-out) as in the paper. The backward form is used for
-    the first layer too. Raises ValueError for an unknown rule.
+    n = k*k*c (fan_in) and n_hat = k*k*d (fan_out) as in the paper. The backward form also applies
+    to the first layer. Raises ValueError for an unknown rule.
     """
     side = conv.kernel_size[0] * conv.kernel_size[1]
     n, n_hat = side * conv.in_channels, side * conv.out_channels
@@ -23,7 +23,7 @@ def conv_std(conv: nn.Conv2d, init: "InitConfig", slope: float) -> float:
             return math.sqrt(2 / ((1 + slope**2) * n_hat))
         case "he_forward":  # Eq. 10, with Eq. 15 for PReLU
             return math.sqrt(2 / ((1 + slope**2) * n))
-        case "xavier":  # the forward case, as the paper compares it
+        case "xavier":  # the forward case, as in the paper's comparison
             return math.sqrt(1 / n)
         case "gaussian":  # [16]
             return init.conv_std
@@ -31,7 +31,7 @@ def conv_std(conv: nn.Conv2d, init: "InitConfig", slope: float) -> float:
 
 
 def layer_stds(network: nn.Module, init: "InitConfig", act: "ActConfig") -> dict[str, float]:
-    """Start std of the weights of every conv and fc layer, by module name, in network order."""
+    """Initial std of the weights of every conv and fc layer, by module name, in network order."""
     stds: dict[str, float] = {}
     fc_stds = iter(init.fc_std)
     for name, module in network.named_modules():
@@ -44,9 +44,9 @@ def layer_stds(network: nn.Module, init: "InitConfig", act: "ActConfig") -> dict
 
 @torch.no_grad()
 def initialise(network: nn.Module, init: "InitConfig", act: "ActConfig", seed: int) -> None:
-    """Draw all weights of a network on the CPU; slopes keep their start value.
+    """Draw all weights of a network on the CPU; slopes keep their initial value.
 
-    Each layer has its own generator, so that a layer starts alike in every architecture that has
+    Each layer has its own generator: a layer gets the same weights in every architecture that has
     it at the same place.
     """
     for place, (name, std) in enumerate(layer_stds(network, init, act).items()):

@@ -1,8 +1,8 @@
-"""Layers, map sizes, multiply-adds, parameters and start deviations of an architecture.
+"""Layers, map sizes, multiply-adds, parameters and initial std of an architecture.
 
 python scripts/describe.py model=C act=prelu [--json] [--processes 8] [any key of train.py]
 
---processes: also what each of so many processes sends in a step and keeps, for both `parallel=`.
+--processes N: also what each of N processes sends in a step and keeps, for both `parallel=`.
 """
 
 import argparse
@@ -28,27 +28,31 @@ def main(arguments: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--processes", type=int, default=1, help="what this many send and keep")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="what each of these sends and keeps"
+    )
     options, overrides = parser.parse_known_args(arguments)
     with one_sentence(), refusing(ValueError):
         config = compose_config(overrides, TrainConfig)
-        config.parallel = "hybrid"  # so that what it needs is checked too
+        config.parallel = "hybrid"  # to check its requirements too
         validate(config, options.processes)
-        parts = (config.model, config.act, config.init)
-        found = describe(*parts, config.data.num_classes or 1000, config.data.crop)
-    share = costs(found, options.processes, config.batch_size, config.precision)
+        num_classes = config.data.num_classes or 1000
+        network = describe(
+            config.model, config.act, config.init, num_classes=num_classes, crop=config.data.crop
+        )
+    processes = costs(network, options.processes, config.batch_size, config.precision)
     if options.json:
-        values = {"model": config.model.name, "crop": config.data.crop, **asdict(found)}
+        values = {"model": config.model.name, "crop": config.data.crop, **asdict(network)}
         if options.processes > 1:
-            values["parallel"] = [asdict(cost) for cost in share]
+            values["parallel"] = [asdict(cost) for cost in processes]
         print(json.dumps(values))
         return
     names = f"model {config.model.name}, act {config.act.name}, init {config.init.name}"
     print(f"{names}, one {config.data.crop} x {config.data.crop} image")
-    print(table(found))
+    print(table(network))
     if options.processes > 1:
         print(f"{options.processes} processes, batch {config.batch_size}, {config.precision}:")
-        print(cost_table(share))
+        print(cost_table(processes))
 
 
 if __name__ == "__main__":
