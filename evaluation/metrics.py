@@ -58,13 +58,23 @@ class ErrorCounts:
         """Percent."""
         return 100 * self.wrong_top5 / self.images
 
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 %, percent."""
+        return interval(self.wrong_top1, self.images)
+
+    @property
+    def top5_interval(self) -> tuple[float, float]:
+        """95 %, percent."""
+        return interval(self.wrong_top5, self.images)
+
     def as_dict(self) -> dict[str, Any]:
-        """The errors for a result file, percent, with their 95 % intervals."""
+        """The errors for a result file."""
         return {
             "top1_error": self.top1_error,
             "top5_error": self.top5_error,
-            "top1_interval": list(interval(self.wrong_top1, self.images)),
-            "top5_interval": list(interval(self.wrong_top5, self.images)),
+            "top1_interval": list(self.top1_interval),
+            "top5_interval": list(self.top5_interval),
         }
 
 

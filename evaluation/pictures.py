@@ -18,7 +18,7 @@ from common.style import BLUE, GREY, VERMILLION
 from data.decoding import decode_rgb
 from data.sources.folders import is_image
 from data.sources.index import ImageIndex
-from evaluation.predictions import Predictions, best_classes
+from evaluation.predictions import Predictions, best_classes, readable
 
 _COLUMNS = 4
 _SHOWN = 24  # pictures in a figure of the user's own
@@ -70,7 +70,7 @@ def classify_pictures(
     words_of = dict(zip(predictions.classes, words, strict=True))
     best = best_classes(predictions.scores, 5)
     pictures = []
-    for i in np.flatnonzero(predictions.readable).tolist():
+    for i in np.flatnonzero(readable(predictions.scores)).tolist():
         folder = Path(index.path(i)).parent.name
         classes = [predictions.classes[label] for label in best[i]]
         pictures.append(

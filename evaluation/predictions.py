@@ -27,11 +27,6 @@ class Predictions:
     classes: list[str]  # [K]
     images: str  # the hash of these images in this order
 
-    @property
-    def readable(self) -> npt.NDArray[np.bool_]:
-        """[N]"""
-        return readable(self.scores)
-
 
 def readable(scores: Floats) -> npt.NDArray[np.bool_]:
     """Which of the images of scores [N, K] could be read: bool [N]."""

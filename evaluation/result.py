@@ -66,45 +66,6 @@ def refuse_overwriting(config: EvalConfig, out: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Errors:
-    """The errors of an evaluation with labels."""
-
-    by_scale: dict[int, ErrorCounts]  # at the scales at which all networks were tested
-    combined: ErrorCounts
-
-    @staticmethod
-    def of(
-        networks: list[NetworkScores], combined: Predictions, weights: list[float] | None
-    ) -> "Errors":
-        """Count the errors of networks together, and of their combined predictions."""
-        weights = weights or [1.0] * len(networks)
-        by_scale = {}
-        for scale in networks[0].by_scale:
-            if all(scale in network.by_scale for network in networks):
-                scores = weighted_mean([network.by_scale[scale] for network in networks], weights)
-                by_scale[scale] = count_errors(scores, combined.labels)
-        return Errors(by_scale, count_errors(combined.scores, combined.labels))
-
-    def as_table(self, num_classes: int) -> str:
-        """Top-1 and top-5 errors with their 95 % intervals, and the error of guessing."""
-        rows = {str(scale): counts for scale, counts in self.by_scale.items()}
-        if len(rows) != 1:  # combining a single scale changes nothing
-            rows["combined"] = self.combined
-        lines = [f"{'scale':<10}{'top-1 error %':>26}{'top-5 error %':>26}{'images':>9}"]
-        for name, counts in rows.items():
-            errors = counts.as_dict()
-            columns = []
-            for metric in ("top1", "top5"):
-                low, high = errors[f"{metric}_interval"]
-                columns.append(f"{errors[f'{metric}_error']:>10.2f} [{low:5.2f}, {high:5.2f}]")
-            lines.append(f"{name:<10}{columns[0]:>26}{columns[1]:>26}{counts.images:>9}")
-        chance = [100 * (1 - min(k, num_classes) / num_classes) for k in (1, 5)]
-        columns = [f"{error:>10.2f}{'':15}" for error in chance]
-        lines.append(f"{'(chance)':<10}{columns[0]:>26}{columns[1]:>26}".rstrip())
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
 class Report:
     """What an evaluation ends with."""
 
@@ -129,19 +90,54 @@ def report_errors(
     *,
     words: list[str] | None,
 ) -> Report:
-    """The errors of an evaluation with labels; words: what people call the classes."""
-    errors = Errors.of(list(networks.values()), combined, config.weights)
+    """The errors at all scales and combined; words: what people call the classes."""
+    by_scale = _errors_by_scale(list(networks.values()), combined, config.weights)
+    errors = count_errors(combined.scores, combined.labels)
     classes = per_class(combined.scores, combined.labels, combined.classes, words)
     summary = ClassSummary.of(classes)
     result = {
         "views": config.views,
-        "scales": [{"scale": s, **counts.as_dict()} for s, counts in errors.by_scale.items()],
-        "combined": errors.combined.as_dict(),
-        "images": errors.combined.images,
+        "scales": [{"scale": scale, **counts.as_dict()} for scale, counts in by_scale.items()],
+        "combined": errors.as_dict(),
+        "images": errors.images,
         "checkpoints": list(networks),
         "classes": summary.as_dict(),
         "per_class": [each.as_dict() for each in classes],
         "commit": commit(),
         "config": to_dict(config),
     }
-    return Report(f"{errors.as_table(len(combined.classes))}\n{summary.as_text()}", result)
+    rows = {str(scale): counts for scale, counts in by_scale.items()}
+    if len(rows) != 1:  # combining a single scale changes nothing
+        rows["combined"] = errors
+    return Report(f"{error_table(rows, len(combined.classes))}\n{summary.as_text()}", result)
+
+
+def _errors_by_scale(
+    networks: list[NetworkScores], combined: Predictions, weights: list[float] | None
+) -> dict[int, ErrorCounts]:
+    """The errors of the networks together, at each scale at which all were tested."""
+    weights = weights or [1.0] * len(networks)
+    errors = {}
+    for scale in networks[0].by_scale:
+        if all(scale in network.by_scale for network in networks):
+            scores = weighted_mean([network.by_scale[scale] for network in networks], weights)
+            errors[scale] = count_errors(scores, combined.labels)
+    return errors
+
+
+def error_table(rows: dict[str, ErrorCounts], num_classes: int) -> str:
+    """Top-1 and top-5 errors with their 95 % intervals, and the errors of guessing."""
+    lines = [f"{'scale':<10}{'top-1 error %':>26}{'top-5 error %':>26}{'images':>9}"]
+    for name, counts in rows.items():
+        columns = [
+            f"{error:>10.2f} [{low:5.2f}, {high:5.2f}]"
+            for error, (low, high) in (
+                (counts.top1_error, counts.top1_interval),
+                (counts.top5_error, counts.top5_interval),
+            )
+        ]
+        lines.append(f"{name:<10}{columns[0]:>26}{columns[1]:>26}{counts.images:>9}")
+    chance = [100 * (1 - min(k, num_classes) / num_classes) for k in (1, 5)]
+    columns = [f"{error:>10.2f}{'':15}" for error in chance]
+    lines.append(f"{'(chance)':<10}{columns[0]:>26}{columns[1]:>26}".rstrip())
+    return "\n".join(lines)

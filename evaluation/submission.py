@@ -11,7 +11,7 @@ from data.sources.cache import OnProgress
 from data.sources.folders import images_in
 from data.sources.imagenet import open_devkit
 from data.sources.index import ImageIndex, scan_folder
-from evaluation.predictions import Predictions, best_classes
+from evaluation.predictions import Predictions, best_classes, readable
 
 
 def open_test_images(root: str, classes: list[str], on_progress: OnProgress) -> ImageIndex:
@@ -48,7 +48,7 @@ def submission(predictions: Predictions, root: str) -> str:
     Raises UserError as submission_ids does, or if an image could not be read.
     """
     ids = submission_ids(root, predictions.classes)
-    unreadable = int((~predictions.readable).sum())
+    unreadable = int((~readable(predictions.scores)).sum())
     if unreadable:
         raise UserError(
             f"{unreadable} test images could not be read: a submission has a line for each, "

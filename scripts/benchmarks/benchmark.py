@@ -101,7 +101,7 @@ def seconds_of(run: Callable[[], object], count: int = 1) -> float:
 
 
 def fastest(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The least that each path returns in `rounds` rounds: its seconds.
+    """The seconds of each path in its best of `rounds` rounds; each path returns its own.
 
     Paths take turns, and the best round counts: other programs only ever slow a path down.
     """
@@ -110,5 +110,5 @@ def fastest(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def rounded(number: float, digits: int) -> float:
-    """To so many significant digits."""
+    """Rounded to significant digits."""
     return float(f"{number:.{digits}g}")

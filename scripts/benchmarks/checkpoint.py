@@ -1,8 +1,8 @@
-"""Training time lost to a checkpoint: written beside training, and with training waiting.
+"""Training time lost to a checkpoint that is written in the background, or with training waiting.
 
-The real loop, step and save, on one batch of random data. Stretches of steps without a checkpoint
-and with one take turns. A stretch lasts until the checkpoint is on the disk, so that what the write
-takes from the steps beside it (cores, memory, bus) counts as lost, too.
+The real loop, step and save, on one batch of random data. Stretches of steps with and without a
+checkpoint alternate. A stretch lasts until the checkpoint is on disk: what the write takes from the
+steps beside it (cores, memory, bus) counts as lost, too.
 """
 
 import time
@@ -41,7 +41,7 @@ class CheckpointRow(Row):
 
     model: str
     seconds_lost: float  # of training
-    seconds_held: float  # those in which the loop stands still
+    seconds_held: float  # while the loop stands still
     seconds_to_disk: float
     gigabytes: float
 
@@ -59,11 +59,11 @@ class CheckpointBenchmark(NetworkBenchmark):
     crop: int = option(64, "side of the training crop, pixels")
     batch: int = option(1, "images a step")
     steps: int = option(10, "steps of a stretch, at least")
-    rounds: int = option(3, "stretches with a checkpoint, and without")
+    rounds: int = option(3, "pairs of stretches, with and without a checkpoint")
     folder: Path | None = option(None, "where to write; none: the temporary folder", type=Path)
 
     def measure(self) -> list[CheckpointRow]:
-        """One row for each path. The first checkpoint, for whose copy memory is taken, is left out.
+        """One row for each path. The first checkpoint, which allocates memory, does not count.
 
         Raises UserError for a precision that the device cannot do, a crop too small for the model,
         or a disk that is full.
@@ -140,7 +140,7 @@ class _AllMeasured(Exception):
 
 
 class _TimedRun(Trainer):
-    """A run that notes when its saves begin, let training go on, and are on the disk."""
+    """A run that times its saves: until training goes on, and until the file is on disk."""
 
     def save(self, name: str, ends: int | None = None) -> None:
         self.on_disk, self.began = 0.0, now()
@@ -153,7 +153,7 @@ class _TimedRun(Trainer):
 
 
 def _imagenet_sized() -> Dataset:
-    """A list of as many images as ImageNet has; none of them is read."""
+    """A list of images as long as ImageNet's; none of them is read."""
     names = [f"n{number:08d}" for number in range(NUM_CLASSES)]
     labels = np.repeat(np.arange(NUM_CLASSES), _IMAGES_PER_CLASS)
     index = ImageIndex(names, labels, "", np.full(len(labels), b"image.JPEG"))

@@ -45,7 +45,7 @@ class DenseBenchmark(NetworkBenchmark):
     """Dense testing of whole images."""
 
     paths: ClassVar = {
-        "ours": "sliding maxima, windows gathered into matrix products",
+        "ours": "sliding maxima, all windows in large matrix products",
         "window_loop": "adaptive pooling and fc layers, window after window",
         "unfold": "windows cut out by unfold, pooled and classified as a batch",
     }
