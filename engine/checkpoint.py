@@ -18,7 +18,7 @@ from common.files import link, write_atomically
 if TYPE_CHECKING:
     from configs.schema import DataConfig
 
-FORMAT = 2  # raised when an older file would be taken for another network or run
+FORMAT = 2  # raised when an older file would load as another network or run
 
 _UNREADABLE = (
     *(RuntimeError, OSError, EOFError, ValueError, KeyError, NotImplementedError),
@@ -27,7 +27,7 @@ _UNREADABLE = (
 
 
 class DamagedError(UserError):
-    """A file that is there and cannot be read."""
+    """A checkpoint that exists and cannot be read."""
 
 
 def save_checkpoint(
@@ -35,8 +35,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically; raises UserError where it cannot be written.
 
-    The last.pt that it replaces stays as previous.pt. One that ends an epoch is also kept under
-    its name, epoch-EEE.pt, and all but the last `keep` such files are dropped.
+    The last.pt that it replaces stays as previous.pt. With keep > 0, the checkpoint that ends
+    `epoch` is also kept as epoch-EEE.pt, and all but the last `keep` of these are deleted.
     """
     content = {"format": FORMAT, **state}
     previous = path.with_name("previous.pt") if path.name == "last.pt" else None
@@ -67,9 +67,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_latest(
     folder: Path, on_event: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any] | None]:
-    """The content of last.pt; if it is damaged, of previous.pt, and on_event is told.
+    """Path and content of last.pt or, if it is damaged, of previous.pt; then on_event is called.
 
-    None where there is none. Raises UserError where there is nothing undamaged to go on from.
+    The content is None if there is no checkpoint. Raises UserError if both are damaged.
     """
     last, previous = folder / "last.pt", folder / "previous.pt"
     if not last.exists():
@@ -85,22 +85,22 @@ def load_latest(
 
 
 def refuse_other_data(
-    path: Path, state: dict[str, Any], images: list[str], mean: Tensor, data: "DataConfig"
+    path: Path, state: dict[str, Any], *, images: list[str], mean: Tensor, data: "DataConfig"
 ) -> None:
     """Raises UserError if a checkpoint was trained on other images, or another mean, than these."""
     same_mean = torch.equal(state["mean"], mean)
     if state["images"] != images or not same_mean:
-        what = "images" if same_mean else "mean"
+        differing = "images" if same_mean else "mean"
         raise UserError(
-            f"{path} was trained with other {what} than {data.root} and data.mean={data.mean} "
+            f"{path} was trained with other {differing} than {data.root} and data.mean={data.mean} "
             "give now: give name=... for a new run"
         )
 
 
 def use_previous(origin: Path) -> None:
-    """Where a run goes on from previous.pt, drop the damaged last.pt for it.
+    """After a resume from previous.pt, replace the damaged last.pt by it.
 
-    Else the next save would keep the damaged one as previous.pt.
+    Otherwise the next save would keep the damaged file as previous.pt.
     """
     if origin.name == "previous.pt":
         link(origin, origin.with_name("last.pt"))
@@ -110,17 +110,17 @@ Write = Callable[[dict[str, Any]], None]  # brings a state to the disk, or raise
 
 
 class Writer:
-    """checkpoint.asynchronous=false: the loop waits for the disk. A context, as the other kind."""
+    """checkpoint.asynchronous=false: the loop waits for the disk. A context manager."""
 
     def save(self, state: dict[str, Any], write: Write) -> None:
-        """Have `write` called with the state as it is now, after all that were given before."""
+        """Have `write` called with the state as it is now, after all earlier writes."""
         write(state)
 
     def check(self) -> None:
-        """Raise what a write that is over has raised; waits for nothing."""
+        """Raise the error of a finished write, if it failed; does not wait."""
 
     def wait(self) -> None:
-        """Return once everything given is on the disk; raises what a write has raised."""
+        """Wait until everything is on the disk; raises the error of a failed write."""
 
     def __enter__(self) -> "Writer":
         return self
@@ -131,7 +131,7 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait, also on an error; a UserError and one of the last write become one sentence."""
+        """Wait, even after an error; a UserError and that of the last write become one sentence."""
         try:
             self.wait()
         except UserError as failed:
@@ -143,12 +143,11 @@ class Writer:
 class BackgroundWriter(Writer):
     """One thread writes; the loop goes on as soon as the tensors are copied.
 
-    There is one copy: a save waits until the one before is on the disk. The copy's memory is used
-    again. From a GPU it is page-locked and filled in order with the GPU's other work, so that the
-    next update of the weights waits for the copy, and the loop for nothing.
+    There is one copy, whose memory is reused: a save waits until the one before is on the disk. For
+    a GPU the memory is page-locked and the copy queued behind the GPU's other work: only the next
+    update of the weights waits for the copy, not the loop.
 
-    A write that failed raises its error from every call that follows: no run goes on without its
-    checkpoints.
+    After a failed write every call raises its error: no run continues without its checkpoints.
     """
 
     def __init__(self) -> None:
@@ -178,18 +177,18 @@ class BackgroundWriter(Writer):
         finally:
             self._thread.shutdown()
 
-    def _copy(self, value: Any, place: str) -> Any:
-        """The same nested value, its tensors in memory that only the thread reads."""
+    def _copy(self, value: Any, path: str) -> Any:
+        """The same nested value, with its tensors in memory that only the thread reads."""
         if isinstance(value, dict):
-            return {key: self._copy(part, f"{place}/{key}") for key, part in value.items()}
+            return {key: self._copy(part, f"{path}/{key}") for key, part in value.items()}
         if isinstance(value, list):
-            return [self._copy(part, f"{place}/{i}") for i, part in enumerate(value)]
+            return [self._copy(part, f"{path}/{i}") for i, part in enumerate(value)]
         if not isinstance(value, Tensor):
             return value
-        memory = self._memory.get(place)
+        memory = self._memory.get(path)
         if memory is None or _layout(memory) != _layout(value):
             memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-            self._memory[place] = memory
+            self._memory[path] = memory
         return memory.copy_(value, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, and a line or a bar for the person."""
+"""What a run reports: metrics.jsonl, TensorBoard, and a line or a progress bar."""
 
 import json
 import math
@@ -19,26 +19,25 @@ from engine.parallel import Parallel, gradients
 class Log:
     """Writes for the main process; on the others every call does nothing.
 
-    Opened at step S, last validated at V, it forgets what was written after them, so that a resumed
-    run leaves the same lines as an undisturbed one.
+    Opened at a step, it drops the lines written after that step, and validations after `validated`:
+    a resumed run leaves the same lines as an undisturbed one.
     """
 
     def __init__(
-        self, folder: Path, step: int, validated: int, total: int, *, active: bool
+        self, folder: Path, *, step: int, validated: int, total: int, active: bool
     ) -> None:
         self.active = active
         if not active:
             return
         self.path = folder / "metrics.jsonl"
-        known = {"val": validated}
-        lines = read_json_lines(self.path)
-        kept = [line for line in lines if line["step"] <= known.get(line["kind"], step)]
-        kept = kept if step else []
+        last = {"val": validated}
+        lines = read_json_lines(self.path) if step else []
+        kept = [line for line in lines if line["step"] <= last.get(line["kind"], step)]
         self.told = {line["what"] for line in kept if line["kind"] == "event"}
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda file: file.write(text.encode()))
         self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
-        # What TensorBoard saw at or after purge_step is hidden: curves do not run back.
+        # TensorBoard hides what it has from purge_step on, so that curves do not run back.
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.bar = tqdm(total=total, initial=step, unit="step", disable=not sys.stderr.isatty())
 
@@ -54,25 +53,25 @@ class Log:
                 self.board.add_scalar(f"{kind}/{key}", value, step)
 
     def event(self, step: int, epoch: int, what: str) -> None:
-        """Something worth knowing, such as an image that could not be read; told once."""
+        """Something worth knowing, such as an unreadable image; written once."""
         if self.active and what not in self.told:
             self.told.add(what)
             self.write("event", step, epoch=epoch, what=what)
             self.say(what)
 
     def say(self, text: str) -> None:
-        """A line for the person who watches, above the progress bar if there is one."""
+        """Print a line, above the progress bar if there is one."""
         if self.active:
             self.bar.write(text)
             sys.stdout.flush()
 
     def advance(self) -> None:
-        """One step done, for the progress bar of a terminal."""
+        """Move the progress bar on by a step."""
         if self.active:
             self.bar.update()
 
     def report(self, step: int, total: int, shown: dict[str, str]) -> None:
-        """How training goes: beside the bar of a terminal, else as a plain line."""
+        """Show how training goes: beside the progress bar, or as a line if there is no terminal."""
         if not self.active:
             return
         if self.bar.disable:
@@ -107,7 +106,7 @@ class Log:
             self.board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, inputs: Tensor) -> None:
-        """A grid of network inputs (grey levels, mean subtracted) as the network sees them."""
+        """A grid of network inputs (pixel values less the mean), to TensorBoard."""
         if not self.active:
             return
         from torchvision.utils import make_grid
@@ -116,14 +115,14 @@ class Log:
         self.board.add_image(name, ((grid + 128) / 255).clamp(0, 1), step)
 
     def sync(self) -> None:
-        """Bring everything written so far to the disk: a checkpoint must not be ahead of it."""
+        """Flush everything to the disk: a checkpoint must not be ahead of it."""
         if self.active:
             with refusing(OSError, what=f"could not write {self.path}"):
                 os.fsync(self.file.fileno())
             self.board.flush()
 
     def close(self) -> None:
-        """Write out and close all files."""
+        """Flush and close all files."""
         if self.active:
             self.sync()
             self.file.close()

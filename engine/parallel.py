@@ -1,7 +1,7 @@
 """How a network lies over the processes: `parallel=ddp`, whole on each, or `parallel=hybrid`.
 
-Both kinds answer the same calls; what concerns other processes is done together by all of them.
-One process is the first kind, and does nothing.
+Both have the same methods; all processes call those together that concern other processes. A single
+process is the first kind, and its methods do nothing.
 """
 
 import copy
@@ -19,27 +19,27 @@ from models.network import Network
 
 
 class Parallel(Protocol):
-    """What training needs of either kind."""
+    """What training needs of both."""
 
     world: World
 
     def share_out(self, network: Network) -> Network:
-        """This process's part of a network, the same modules and names; called once, on the CPU."""
+        """This process's part of a network, with the same names; called once, on the CPU."""
         ...
 
     def connect(self, network: Network) -> nn.Module:
-        """The part as the step calls it: each process its rows of the batch, forward and backward.
+        """The part as the training step calls it, with this process's rows of the batch.
 
-        Every parameter then has the gradient of the mean over all rows of all processes.
+        After the backward pass every parameter has the gradient of the mean over all rows.
         """
         ...
 
     def whole(self, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Parameters (or gradients, or momentum), by name, as one process would have them."""
+        """Whole parameters (or gradients, or momentum), by name, as a single process has them."""
         ...
 
     def part(self, name: str, whole: Tensor) -> Tensor:
-        """What this process holds of a parameter, or of its momentum."""
+        """This process's part of a parameter, or of its momentum."""
         ...
 
     def norms(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -51,12 +51,12 @@ class Parallel(Protocol):
         ...
 
     def whole_network(self, network: Network) -> Network:
-        """A network for testing, complete on each process, with the weights of now."""
+        """The whole network with the present weights, on each process, for validation."""
         ...
 
 
 class Replicas:
-    """parallel=ddp: the whole network on every process, gradients averaged in the backward pass."""
+    """parallel=ddp: the whole network on every process; the backward pass averages gradients."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -115,11 +115,11 @@ class Hybrid:
         return torch.where(sharded, total, squares.cpu()).sqrt()
 
     def gradient_norm(self, network: Network) -> Tensor:
-        found = gradients(network)
-        divided = get_total_norm([g for name, g in found.items() if name in self.dims]).square()
-        dist.all_reduce(divided)
-        copied = get_total_norm([g for name, g in found.items() if name not in self.dims])
-        return (divided + copied.square()).sqrt()
+        held = gradients(network)
+        sharded = get_total_norm([g for name, g in held.items() if name in self.dims]).square()
+        dist.all_reduce(sharded)
+        copied = get_total_norm([g for name, g in held.items() if name not in self.dims])
+        return (sharded + copied.square()).sqrt()
 
     def whole_network(self, network: Network) -> Network:
         head = copy.deepcopy(self.empty_head).to_empty(device=self.world.device)
@@ -131,42 +131,43 @@ class Hybrid:
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:
-    """The gradients that this process holds, by name of their parameter."""
+    """The gradients that this process holds, by the name of their parameter."""
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
 def open_parallel(choice: str, world: World) -> Parallel:
-    """The kind that `parallel=` names; for one process there is nothing to divide."""
+    """What `parallel=` names; a single process has nothing to divide."""
     return Hybrid(world) if choice == "hybrid" and world.size > 1 else Replicas(world)
 
 
 def _names(optimizer: torch.optim.SGD, network: nn.Module) -> list[str]:
-    """Names of the parameters in the order in which the optimiser numbers them."""
+    """Names of the parameters, in the order of the optimiser's numbers."""
     known = {parameter: name for name, parameter in network.named_parameters()}
     return [known[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _on_main(parallel: Parallel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The whole tensors on the main process, one after the other: devices need not hold them."""
-    found = {}
+    """The whole tensors on the main process, one by one, so that devices need not hold them all."""
+    gathered = {}
     for name, whole in parallel.whole(tensors):
         if parallel.world.is_main:
-            found[name] = whole if whole is tensors[name] else whole.cpu()
-    return found
+            gathered[name] = whole if whole is tensors[name] else whole.cpu()
+    return gathered
 
 
 def whole_state(
     parallel: Parallel, network: Network, optimizer: torch.optim.SGD
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dicts of network and optimiser as one process would have them.
+    """The state dicts of network and optimiser as a single process would have them.
 
-    On the main process; all help, the others get empty ones.
+    Called by all processes; all but the main one get empty dicts.
     """
     names, state = _names(optimizer, network), optimizer.state_dict()
     momentum = {names[i]: held["momentum_buffer"] for i, held in state["state"].items()}
     whole = _on_main(parallel, momentum)
-    places = {name: i for i, name in enumerate(names)}
-    state["state"] = {places[name]: {"momentum_buffer": whole[name]} for name in whole}
+    state["state"] = {
+        i: {"momentum_buffer": whole[name]} for i, name in enumerate(names) if name in whole
+    }
     return _on_main(parallel, network.state_dict()), state
 
 
@@ -174,10 +175,11 @@ def load_whole_state(
     parallel: Parallel,
     network: Network,
     optimizer: torch.optim.SGD,
+    *,
     weights: dict[str, Tensor],
     state: dict[str, Any],
 ) -> None:
-    """Take this process's part of what whole_state gave, on any number of processes."""
+    """Load this process's part of what whole_state returned, on any number of processes."""
     network.load_state_dict({name: parallel.part(name, whole) for name, whole in weights.items()})
     names = _names(optimizer, network)
     momentum = {

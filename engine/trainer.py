@@ -25,18 +25,11 @@ from engine.checkpoint import (
     use_previous,
 )
 from engine.distributed import World
-from engine.divergence import (
-    RECENT,
-    learns_nothing,
-    refuse_other_skips,
-    rises,
-    way_on,
-)
+from engine.divergence import RECENT, learns_nothing, refuse_other_skips, rises, way_on
 from engine.log import Log
-from engine.meter import Meter
 from engine.optim import set_learning_rate
 from engine.parallel import Parallel, load_whole_state, whole_state
-from engine.progress import Progress, ValErrors
+from engine.progress import Progress, StepStatistics, TrainMetrics, ValErrors
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
@@ -62,7 +55,7 @@ class Trainer:
         self.settings = to_dict(self.config)  # as plain values, kept in every checkpoint
         self.images = [self.dataset.train.fingerprint(), self.dataset.val.fingerprint()]
         self.progress = Progress()
-        self.meter = Meter(self.world)
+        self.statistics = StepStatistics(self.world)
         self.events: list[str] = []  # noted by this process, not yet written
         self.writer = open_writer(self.config.checkpoint.asynchronous)
         steps = self.last_step_of(self.config.epochs - 1)
@@ -72,29 +65,34 @@ class Trainer:
         """Steps done once every image of epochs 0 .. epoch was seen."""
         return math.ceil((epoch + 1) * len(self.dataset.train) / self.config.batch_size)
 
-    def note(self, what: str) -> None:
-        """Remember an event, such as an image that could not be read, for the next metrics line."""
-        self.events.append(what)
+    def note(self, event: str) -> None:
+        """Keep an event, such as an unreadable image, for the next metrics line."""
+        self.events.append(event)
 
     def fit(self) -> None:
         """Train to the end, from the last checkpoint if there is one.
 
-        Raises Stopped, with everything saved, where a signal asks for it.
+        Raises Stopped, with everything saved, if a signal asks for it.
         """
         origin = self.resume()
-        steps = self.world.sum(torch.tensor(self.progress.step))
-        if steps != self.progress.step * self.world.size:
+        step = self.progress.step
+        if self.world.sum(torch.tensor(step)) != step * self.world.size:
             raise UserError(f"not all processes see {self.folder}: it must be on a shared disk")
-        place = (self.progress.step, self.progress.validated, self.total)
-        self.log = Log(self.folder, *place, active=self.world.is_main)
+        self.log = Log(
+            self.folder,
+            step=step,
+            validated=self.progress.validated,
+            total=self.total,
+            active=self.world.is_main,
+        )
         try:
             self.write_events(len(self.progress.val_errors))
             self.log.sync()
             if self.world.is_main:
                 use_previous(origin)
-            if self.progress.step:
-                self.log.say(f"resuming {self.folder} at step {self.progress.step} of {self.total}")
-            stream = closing(self.batches(self.progress.step, self.total, self.note))
+            if step:
+                self.log.say(f"resuming {self.folder} at step {step} of {self.total}")
+            stream = closing(self.batches(step, self.total, self.note))
             with stream as batches, StopRequest(self.world) as self.stop, self.writer:
                 while self.progress.validated < self.total:
                     self.train_one_epoch(batches)
@@ -103,28 +101,23 @@ class Trainer:
         finally:
             self.log.close()
 
-    def train_one_epoch(self, stream: Iterator[Batch]) -> None:
+    def train_one_epoch(self, batches: Iterator[Batch]) -> None:
         """From where the run is to the end of its epoch; validate; save."""
         epoch = len(self.progress.val_errors)
         rate = learning_rate(self.config.schedule, self.progress.val_errors)
         set_learning_rate(self.step.optimizer, rate)
-        end = self.last_step_of(epoch)
-        every, val_every = self.config.checkpoint.every_steps, self.config.val_every
-        self.meter.restart(self.progress.step)
-        while self.progress.step < min(end, self.total):
+        epoch_end = self.last_step_of(epoch)
+        end = min(epoch_end, self.total)
+        self.statistics.restart(self.progress.step)
+        while self.progress.step < end:
             if span := skipping(self.progress.step + 1, self.config.skip_steps):
                 self.skip_one_step(*span)
             else:
-                self.train_one_step(stream)
+                self.train_one_step(batches)
             if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
                 self.write_metrics(epoch, rate)
-            step, ended = self.progress.step, self.progress.step >= min(end, self.total)
-            if not ended and val_every and step % val_every == 0:
-                self.evaluate(epoch)
-            if not ended and every and step % every == 0:
-                self.save("last.pt")
-            if not ended and self.stop.due(step):
-                self.stop_if_asked()
+            if self.progress.step < end:
+                self.do_what_is_due(epoch)
         self.read_losses()
         if learns_nothing(self.progress.recent, self.dataset.num_classes):
             classes = self.dataset.num_classes
@@ -132,10 +125,20 @@ class Trainer:
         self.save("last.pt")  # validation may take long, and be cut
         self.stop_if_asked()
         error = self.evaluate(epoch)
-        ended = self.progress.step >= end
+        ended = self.progress.step >= epoch_end
         if ended:  # an epoch that max_steps has cut does not count in the schedule
             self.progress.val_errors.append(error)
         self.save("last.pt", ends=epoch if ended else None)
+
+    def do_what_is_due(self, epoch: int) -> None:
+        """Between two steps of an epoch: validate, save, or stop."""
+        step, every = self.progress.step, self.config.checkpoint.every_steps
+        if self.config.val_every and step % self.config.val_every == 0:
+            self.evaluate(epoch)
+        if every and step % every == 0:
+            self.save("last.pt")
+        if self.stop.due(step):
+            self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
         """Raises Stopped, once all is saved, if any process has got a signal."""
@@ -146,29 +149,29 @@ class Trainer:
             step = self.progress.step
             raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
 
-    def train_one_step(self, stream: Iterator[Batch]) -> None:
+    def train_one_step(self, batches: Iterator[Batch]) -> None:
         """Fetch a batch and step."""
         before = time.perf_counter()
-        batch = next(stream)
-        self.meter.waited += time.perf_counter() - before
+        batch = next(batches)
+        self.statistics.seconds_waited += time.perf_counter() - before
         self.world.watch.meet(f"step {self.progress.step + 1}")
         if self.progress.step == 0:
             self.log.picture(0, "augmented_batch", self.step.preview(batch))
         self.progress.step += 1
-        self.meter.unread.append((self.progress.step, self.step(batch)))
+        self.statistics.add(self.progress.step, self.step(batch))
         self.log.advance()
 
     def skip_one_step(self, first: int, last: int) -> None:
         """Count a step of a span of skip_steps, without its batch and update."""
         self.progress.step += 1
-        self.meter.since += 1  # its images do not count in images/s
+        self.statistics.leave_out_a_step()
         self.log.advance()
-        what = f"steps {first} to {last} are passed over without an update (skip_steps)"
-        if what not in self.events:
-            self.note(what)
+        event = f"steps {first} to {last} are passed over without an update (skip_steps)"
+        if event not in self.events:
+            self.note(event)
 
     def write_metrics(self, epoch: int, rate: float) -> None:
-        """A line of what happened since the last one."""
+        """Write the means since the last line."""
         self.writer.check()
         self.read_losses()
         self.write_events(epoch)
@@ -176,39 +179,39 @@ class Trainer:
             return
         step = self.progress.step
         norms = [norm for norm in self.progress.norms if math.isfinite(norm)]  # fp16 may overflow
-        values: dict[str, Any] = {
-            "epoch": epoch,
-            "loss": math.fsum(self.progress.window) / len(self.progress.window),
-            "lr": rate,
-            "gradient_norm": math.fsum(norms) / len(norms) if norms else None,
-            **self.meter.rates(step, self.config.batch_size),
-        }
-        self.log.write("train", step, **values)
+        metrics = TrainMetrics(
+            epoch=epoch,
+            loss=math.fsum(self.progress.window) / len(self.progress.window),
+            lr=rate,
+            gradient_norm=math.fsum(norms) / len(norms) if norms else None,
+            **self.statistics.rates(step, self.config.batch_size),
+        )
+        self.log.write("train", step, **asdict(metrics))
         self.log.layers(step, self.network, self.parallel)
         shown = {
             "epoch": f"{epoch}",
-            "loss": f"{values['loss']:.4f}",
+            "loss": f"{metrics.loss:.4f}",
             "lr": f"{rate:g}",
-            "images/s": f"{values['images_per_second']:.1f}",
-            "waiting for data": f"{100 * values['data_wait']:.0f} %",
+            "images/s": f"{metrics.images_per_second:.1f}",
+            "waiting for data": f"{100 * metrics.data_wait:.0f} %",
         }
         self.log.report(step, self.total, shown)
         self.progress.window, self.progress.norms = [], []
-        self.meter.restart(step)
+        self.statistics.restart(step)
 
     def write_events(self, epoch: int) -> None:
-        """What all processes noted."""
-        for what in self.world.gather(self.events):
-            self.log.event(self.progress.step, epoch, what)
+        """Write what all processes noted."""
+        for event in self.world.gather(self.events):
+            self.log.event(self.progress.step, epoch, event)
         self.events.clear()
 
     def read_losses(self) -> None:
-        """Bring the losses up to now; notes one that is far above those before it.
+        """Read the losses of all steps so far; note one that is far above those before it.
 
         Raises UserError, with the way on, if one is not a number.
         """
         progress = self.progress
-        for step, loss, norm in self.meter.read():
+        for step, loss, norm in self.statistics.read():
             if not math.isfinite(loss):
                 self.refuse_to_go_on(f"the loss became {loss}", step)
             if not rises(loss, progress.recent):
@@ -221,16 +224,15 @@ class Trainer:
             progress.norms.append(norm)
             progress.recent = [*progress.recent, loss][-RECENT:]
 
-    def refuse_to_go_on(self, what: str, step: int) -> NoReturn:
-        """Raises UserError with what there is to type; all processes come here together."""
-        with suppress(UserError):  # told on leaving
+    def refuse_to_go_on(self, failure: str, step: int) -> NoReturn:
+        """Raises UserError with what to type next; all processes come here together."""
+        with suppress(UserError):  # raised again on leaving
             self.writer.wait()
         self.write_events(len(self.progress.val_errors))
         self.world.barrier()
-        told = way_on(
-            self.folder / "checkpoints", step, self.progress.rose_at, self.config.skip_steps
-        )
-        raise UserError(f"{what} at step {step}; {told}")
+        folder, rose_at = self.folder / "checkpoints", self.progress.rose_at
+        advice = way_on(folder, step, rose_at=rose_at, spans=self.config.skip_steps)
+        raise UserError(f"{failure} at step {step}; {advice}")
 
     def evaluate(self, epoch: int) -> float:
         """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
@@ -238,8 +240,14 @@ class Trainer:
         errors = self.validate(self.note)
         self.write_events(epoch)
         step = self.progress.step
-        values = {key: getattr(errors, key) for key in ("top1_error", "top5_error", "images")}
-        self.log.write("val", step, epoch=epoch, **values)
+        self.log.write(
+            "val",
+            step,
+            epoch=epoch,
+            top1_error=errors.top1_error,
+            top5_error=errors.top5_error,
+            images=errors.images,
+        )
         self.log.say(
             f"epoch {epoch}, step {step}: top-1 error {errors.top1_error:.2f} %, top-5 error "
             f"{errors.top5_error:.2f} % on {errors.images} validation images"
@@ -248,15 +256,14 @@ class Trainer:
             self.progress.best = errors.top1_error
             self.save("best.pt")
         self.progress.validated = step
-        self.meter.restart(step)
+        self.statistics.restart(step)
         return errors.top1_error
 
     def save(self, name: str, ends: int | None = None) -> None:
-        """Have a checkpoint of what has been done so far written; `ends`: the epoch it ends."""
+        """Have a checkpoint of now written; `ends`: the epoch that it ends."""
         self.read_losses()
-        self.write_events(
-            len(self.progress.val_errors)
-        )  # what a checkpoint knows is told before it
+        # A checkpoint must not know of an event that metrics.jsonl does not have.
+        self.write_events(len(self.progress.val_errors))
         self.world.watch.alive()
         if not bool(self.parallel.norms(self.network.state_dict()).isfinite().all()):
             self.refuse_to_go_on("a weight is not finite", self.progress.step)
@@ -265,7 +272,7 @@ class Trainer:
             self.writer.save(state, partial(self.write, name, ends))
 
     def write(self, name: str, ends: int | None, state: dict[str, Any]) -> None:
-        """Bring a checkpoint to the disk, beside training; raises UserError where it cannot be."""
+        """Write a checkpoint, beside training; raises UserError if it cannot be written."""
         self.log.sync()
         keep = self.config.checkpoint.keep
         save_checkpoint(self.folder / "checkpoints" / name, state, epoch=ends, keep=keep)
@@ -287,14 +294,21 @@ class Trainer:
         return state
 
     def resume(self) -> Path:
-        """Go back to the last checkpoint, if any, and return its path; UserError if not ours."""
+        """Load the last checkpoint, if any, and return its path; UserError if another run's."""
         path, state = load_latest(self.folder / "checkpoints", self.note)
         if state is None:
             return path
         refuse_changes(path, state["config"], self.settings)
-        refuse_other_data(path, state, self.images, self.step.mean.cpu(), self.config.data)
-        parts = (self.parallel, self.network, self.step.optimizer)
-        load_whole_state(*parts, state["network"], state["optimizer"])
+        refuse_other_data(
+            path, state, images=self.images, mean=self.step.mean.cpu(), data=self.config.data
+        )
+        load_whole_state(
+            self.parallel,
+            self.network,
+            self.step.optimizer,
+            weights=state["network"],
+            state=state["optimizer"],
+        )
         self.step.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         before = state["config"].get("skip_steps", [])
