@@ -1,4 +1,4 @@
-"""How bad input is refused: one readable sentence on stderr and a non-zero exit status."""
+"""Bad input: one readable sentence on stderr and a non-zero exit status."""
 
 import io
 import sys
@@ -21,7 +21,7 @@ class Stopped(UserError):
 
 
 def reason(error: BaseException) -> str:
-    """Why it was raised, in the words of the operating system if it was its doing."""
+    """The cause, in the operating system's words if it raised the error."""
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -29,8 +29,8 @@ def reason(error: BaseException) -> str:
 def one_sentence() -> Iterator[None]:
     """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
 
-    Any other exception is a defect of ours and keeps its traceback. File names that are not UTF-8
-    are printed escaped, on stdout as they are on stderr.
+    Any other exception is a bug and keeps its traceback. File names that are not UTF-8 are printed
+    escaped, on stdout as on stderr.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -43,7 +43,7 @@ def one_sentence() -> Iterator[None]:
 
 @contextmanager
 def refusing(*kinds: type[Exception], what: str = "", also: str = "") -> Iterator[None]:
-    """Raise UserError for any of these exceptions raised inside: what (its message); also."""
+    """Turn these exceptions into UserError("{what} ({message}); {also}")."""
     try:
         yield
     except kinds as error:

@@ -1,4 +1,4 @@
-"""Files that survive: written whole or not at all, held by one process, appended line by line."""
+"""Files: written whole or not at all, locked by one process, read line by line."""
 
 import fcntl
 import json
@@ -20,10 +20,10 @@ def write_atomically(
 ) -> None:
     """Call write(file) on a temporary file beside `path`, then rename it to `path`.
 
-    A reader, or a process killed at any moment, finds the old file or the new one, never a part.
-    If given, `also` becomes a second name of the new file before it is at `path`, and `keep_as` a
+    Readers find the old file or the new one, never a part, whenever this process is killed. If
+    given, `also` becomes a second name of the new file before it is at `path`, and `keep_as` a
     second name of the old file once the new one is whole. Raises UserError, with the old file
-    untouched, if the disk refuses (full, read-only).
+    untouched, if the disk is full or read-only.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -64,11 +64,11 @@ def link(path: Path, name: Path) -> None:
 def lock(
     path: Path, *, busy: str = "", on_wait: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Hold `path`, a folder or a lock file, for the length of the context, or until death.
+    """Lock `path`, a folder or a lock file, while the context lasts or until the process dies.
 
-    While another process holds it: calls on_wait now and then until it is free or, without
-    on_wait, raises UserError(busy). A file system without locks locks nothing. Raises OSError if
-    the file cannot be opened.
+    If another process holds it, calls on_wait now and then until it is free or, without on_wait,
+    raises UserError(busy). Does nothing on a file system without locks. Raises OSError if the file
+    cannot be opened.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -34,30 +34,21 @@ class Row:
     resumable: bool
 
 
-@dataclass(frozen=True)
-class Section:
-    """Keys that belong together."""
-
-    title: str
-    rows: list[Row]
-
-
-def sections(kind: type) -> list[Section]:
-    """The program's own keys, with the named choices first, then those of each group."""
-    top = Section(_title(kind), [])
-    groups = []
+def sections(kind: type) -> dict[str, list[Row]]:
+    """By title: the program's own keys, with the named choices first, then those of each group."""
+    top: list[Row] = []
+    groups = {}
     for each in fields(kind):
         if not (isinstance(each.type, type) and is_dataclass(each.type)):
-            top.rows.append(_row(each.name, each.metadata["key"]))
+            top.append(_row(each.name, each.metadata["key"]))
             continue
         keys = {
             name: field.metadata["key"] for name, field in each.type.__dataclass_fields__.items()
         }
         if each.default == MISSING:
-            top.rows.append(_named_choice(each.name, each.type, _PROGRAMS[kind], keys.pop("name")))
-        rows = [_row(f"{each.name}.{name}", key) for name, key in keys.items()]
-        groups.append(Section(_title(each.type), rows))
-    return [top, *groups]
+            top.append(_named_choice(each.name, each.type, _PROGRAMS[kind], keys.pop("name")))
+        groups[_title(each.type)] = [_row(f"{each.name}.{n}", key) for n, key in keys.items()]
+    return {_title(kind): top, **groups}
 
 
 def _title(kind: type) -> str:
@@ -89,9 +80,9 @@ def help_text(kind: type) -> str:
         f"{program} KEY=VALUE ... --cfg job --resolve shows the values that a command uses.",
         "Quote lists for the shell." + " A resumed run may change the keys marked *." * training,
     ]
-    for section in sections(kind):
-        lines += ["", section.title]
-        for row in section.rows:
+    for title, rows in sections(kind).items():
+        lines += ["", title]
+        for row in rows:
             left = f"{'*' if training and row.resumable else ' '} {row.name}={row.default}"
             choices = f" {{{', '.join(row.choices)}}}" if row.choices else ""
             text = textwrap.wrap(row.text + choices, _WIDTH - _LEFT)
@@ -112,11 +103,11 @@ def key_tables(kind: type) -> str:
     """The keys as Markdown, one table for each section."""
     training = kind is TrainConfig
     lines = []
-    for section in sections(kind):
-        lines += [f"**{section.title}**", ""]
+    for title, rows in sections(kind).items():
+        lines += [f"**{title}**", ""]
         lines.append("| Key | Default | Meaning |" + " Change on resume |" * training)
         lines.append("|---|---|---|" + "---|" * training)
-        for row in section.rows:
+        for row in rows:
             choices = ": " * bool(row.choices) + " ".join(f"`{choice}`" for choice in row.choices)
             cells = [f"`{row.name}`", f"`{row.default}`", row.text.replace("|", r"\|") + choices]
             cells += ["yes" if row.resumable else ""] * training

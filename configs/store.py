@@ -26,7 +26,7 @@ def register() -> None:
 
 
 def compose_config(overrides: Sequence[str], kind: type[T], program: str = "train") -> T:
-    """The configuration of `python PROGRAM.py OVERRIDES`; raises UserError for what it refuses."""
+    """The configuration of `python PROGRAM.py OVERRIDES`; raises UserError if it is refused."""
     register()
     folder = str(Path(__file__).parent)
     with refusing(HydraException), initialize_config_dir(folder, version_base="1.3"):
@@ -37,7 +37,7 @@ def compose_config(overrides: Sequence[str], kind: type[T], program: str = "trai
 def to_config(raw: DictConfig, kind: type[T]) -> T:
     """The composed configuration as the schema's plain objects, interpolations resolved.
 
-    Raises UserError for a value that must be given and is not.
+    Raises UserError for a missing value.
     """
     try:
         config = OmegaConf.to_object(raw)
@@ -50,7 +50,7 @@ def to_config(raw: DictConfig, kind: type[T]) -> T:
 
 
 def from_dict(values: dict[str, Any], kind: type[T]) -> T:
-    """The configuration that a checkpoint carries as plain values."""
+    """The configuration of a checkpoint, from its plain values."""
     with refusing(OmegaConfBaseException, what="the configuration is of another version"):
         raw = OmegaConf.merge(OmegaConf.structured(kind), values)
     assert isinstance(raw, DictConfig)
@@ -58,7 +58,7 @@ def from_dict(values: dict[str, Any], kind: type[T]) -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values of a configuration object, for yaml files and checkpoints."""
+    """A configuration as plain values, for yaml files and checkpoints."""
     values = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

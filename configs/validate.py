@@ -21,7 +21,7 @@ def one_of(key: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def _validate_keys(config: TrainConfig | EvalConfig) -> None:
-    """What the schema says of single keys: choices and least values."""
+    """Check single keys against the schema: choices and least values."""
     for name, key in keys_of(type(config)).items():
         value = attrgetter(name)(config)
         if value is not None and key.choices:
@@ -81,7 +81,7 @@ def _validate_loader(loader: LoaderConfig) -> None:
 
 
 def validate_timeout(timeout: int) -> None:
-    """Refuse what ends jobs in which nothing hangs; asked before there are processes to watch."""
+    """Refuse a timeout that would end healthy jobs; called before there are processes to watch."""
     require(timeout >= 10, f"timeout={timeout} is too short: processes need up to 10 s to start")
 
 

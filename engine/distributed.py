@@ -1,4 +1,4 @@
-"""The processes of a job. One process is a world of size 1: the same calls, doing nothing."""
+"""The processes of a job. A single process is a world of size 1, whose methods do nothing."""
 
 import os
 import time
@@ -18,8 +18,8 @@ from common.errors import UserError
 from configs.validate import validate_timeout
 from engine.watchdog import Watch, Watchdog
 
-# The watchdog is what ends a collective in which a process hangs. One that only waits for slower
-# processes, such as those with more images to test, may last.
+# Hung collectives are the watchdog's business. One that only waits for slower processes, such as
+# those with more images to test, may take long.
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
 _POLL_INTERVAL = 0.02  # seconds
 
@@ -35,7 +35,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
@@ -44,7 +44,7 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def replicate(self, network: nn.Module) -> nn.Module:
-        """The network with gradients averaged over the processes in backward."""
+        """The network, whose backward pass averages gradients over the processes."""
         if self.size == 1:
             return network
         with warnings.catch_warnings():
@@ -56,7 +56,7 @@ class World:
             )
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over the processes, on the CPU; every process gets it."""
+        """Elementwise sum over the processes, on the CPU, for every process."""
         if self.size == 1:
             return values.cpu()
         self.watch.meet()
@@ -71,7 +71,7 @@ class World:
             dist.barrier()
 
     def gather(self, values: list[str]) -> list[str]:
-        """All processes' values, in order of rank; every process gets them."""
+        """All processes' values, in order of rank, for every process."""
         if self.size == 1:
             return values
         self.watch.meet()
@@ -81,7 +81,7 @@ class World:
 
 
 def _device(choice: str, local_rank: int) -> torch.device:
-    """Raises UserError where a GPU is asked for and there is none."""
+    """The device of a process; raises UserError if a GPU is asked for and there is none."""
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise UserError("device=cuda, but torch finds no GPU here: use device=cpu")
@@ -98,10 +98,10 @@ def _device(choice: str, local_rank: int) -> torch.device:
 
 @contextmanager
 def open_world(device: str, timeout: int) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone; leave them at the end.
+    """Join the processes that torchrun started, if any; leave them at the end.
 
-    When one of several hangs for `timeout` seconds, all end with a sentence that names it. Raises
-    UserError for a device that is not there, or too short a timeout.
+    If one of them hangs for `timeout` seconds, all end with a sentence that names it. Raises
+    UserError for a device that does not exist, or too short a timeout.
     """
     validate_timeout(timeout)
     size = int(os.environ.get("WORLD_SIZE", "1"))

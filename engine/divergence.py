@@ -1,8 +1,8 @@
-"""A run that diverges: seen early, told what to type, and led past the batches that did it.
+"""Divergence: noticed early, reported with what to type, and bypassed.
 
-Resuming is deterministic, so that a run whose loss becomes nan does so again. The way on is the one
-of PaLM (arXiv 2204.02311, Sec. 5.1): from a checkpoint before the rise, `skip_steps` leaves out the
-updates of the steps that led there, and training goes on with batches that are the same as ever.
+Resuming is deterministic, so a run whose loss became nan would diverge again. The way past it is
+PaLM's (arXiv 2204.02311, Sec. 5.1): resume from a checkpoint before the rise, and skip the updates
+of the steps that led there (`skip_steps`). All other batches stay the same.
 """
 
 import math
@@ -14,18 +14,18 @@ import torch
 
 from common.errors import UserError
 
-RECENT = 100  # steps whose losses make the recent level
+RECENT = 100  # steps whose losses a new one is compared with
 
 
 def rises(loss: float, recent: Sequence[float]) -> bool:
-    """Whether a loss is far above the median of the losses before it; one of few is no level."""
+    """Whether a loss is far above the median of the losses before it."""
     return len(recent) > 0 and loss > 1.5 * median(recent) + 1
 
 
 def refuse_other_skips(
     step: int, old: Sequence[Sequence[int]], new: Sequence[Sequence[int]]
 ) -> None:
-    """Raises UserError if skip_steps now says another thing of steps that are done."""
+    """Raises UserError if skip_steps has changed for steps that are done."""
     before, after = ([list(s) for s in spans if s[0] <= step] for spans in (old, new))
     if before != after:
         raise UserError(
@@ -35,10 +35,10 @@ def refuse_other_skips(
 
 
 def way_on(folder: Path, step: int, rose_at: int | None, spans: Sequence[Sequence[int]]) -> str:
-    """What to type after the loss became no number at `step`.
+    """What to type after the loss became nan or infinite at `step`.
 
-    folder: of the checkpoints. rose_at: the step at which the loss rose far above its level, if it
-    did: a checkpoint written since then is part of the trouble. spans: skip_steps so far.
+    folder: of the checkpoints. rose_at: the step at which the loss rose far above its median, if it
+    did: checkpoints written since then are unsound. spans: skip_steps so far.
     """
     otherwise = (
         "start a new run, name=..., with a smaller model.input_scale, smaller schedule.rates, or "
@@ -66,7 +66,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int | None:
-    """Steps done in a checkpoint; None where it cannot be read."""
+    """Steps done in a checkpoint; None if it cannot be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(state["progress"]["step"])
@@ -75,5 +75,5 @@ def _step(path: Path) -> int | None:
 
 
 def learns_nothing(recent: Sequence[float], num_classes: int) -> bool:
-    """Whether the losses of RECENT steps are those of guessing among the classes, ln K."""
+    """Whether the losses of RECENT steps are no better than that of guessing, ln K."""
     return len(recent) == RECENT and median(recent) > math.log(num_classes) - 0.01

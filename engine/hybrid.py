@@ -3,7 +3,7 @@
 The paper runs the convolutions data-parallel and lets the GPUs synchronise before fc1 (Sec. 3,
 after [15], "one weird trick"), whose fc layers then run on a single GPU. Here they are divided
 among all P processes, so that their weights, gradients and momentum are neither kept twice nor
-sent: for model C 252 of 331 million parameters. What travels instead are activations:
+sent: for model C 252 of 331 million parameters. Activations are sent instead:
 
     features  [b, F]     on each process, its rows of the batch
     gathered  [B, F]     B = P b rows
@@ -87,7 +87,7 @@ class ShardedHead(Head):
     """One process's part of a Head; the same modules and parameter names, and the same logits."""
 
     def __init__(self, head: Head, world: World) -> None:
-        """Takes `head` to pieces: on the CPU, before the device has to hold all of it."""
+        """Takes over the modules of `head`, on the CPU: a device need not hold all of it."""
         nn.Module.__init__(self)
         self.size = world.size
         shapes = {name: parameter.shape for name, parameter in head.named_parameters()}
@@ -121,7 +121,7 @@ class ShardedHead(Head):
 def gradients_of_all(head: nn.Module, world: World) -> None:
     """Make the gradients of a ShardedHead those of the mean loss over all processes.
 
-    A part sees the rows of all processes, so that its gradient is the sum of their losses'; DDP
+    A part sees the rows of all processes, so its gradient is that of the sum of their losses; DDP
     averages the trunk's. A slope shared by a whole layer sees only this process's units.
     """
     assert isinstance(head, ShardedHead)
@@ -143,43 +143,43 @@ def gradients_of_all(head: nn.Module, world: World) -> None:
 
 @dataclass
 class Cost:
-    """Of one process."""
+    """What one process sends and keeps."""
 
     parallel: str
     bytes_sent: int  # a step, as rings send: gradients, and what the fc layers exchange
     bytes_kept: int  # weights, gradients and momentum, between steps
 
 
-def costs(found: Description, processes: int, batch_size: int, precision: str) -> list[Cost]:
-    """The costs of ddp and of hybrid (engine/hybrid.py).
+def costs(network: Description, num_processes: int, batch_size: int, precision: str) -> list[Cost]:
+    """The costs of parallel=ddp and parallel=hybrid, by arithmetic.
 
-    A ring all-reduce of n bytes sends 2 (P-1)/P n from each process, a gather or a summing scatter
-    to n bytes half of it. Activations travel in the arithmetic's type, where they are added up in
-    fp32; with each image its key for dropout.
+    In a ring all-reduce of n bytes each process sends 2 (P-1)/P n, in a gather or a reduce-scatter
+    half of that. Activations are sent in the arithmetic's type, or in fp32 where they are summed,
+    and with each image its key for dropout.
     """
-    fc1, fc2, fc3 = (layer for layer in found.layers if layer.kind == "fc")
-    [features] = next(layer.shape for layer in found.layers if layer.kind == "spp")
+    fc1, fc2, fc3 = (layer for layer in network.layers if layer.kind == "fc")
+    [features] = next(layer.shape for layer in network.layers if layer.kind == "spp")
     [hidden], [classes] = fc2.shape, fc3.shape
     per_image = 2 if precision in ("bf16", "fp16") else 4
     forward = per_image * features + 4 * (hidden + classes) + 8
     backward = 4 * features + per_image * (hidden + classes)
     slopes = sum(layer.slopes for layer in (fc1, fc2) if layer.slopes > 1)  # not one of a layer
     divided = sum(layer.parameters for layer in (fc1, fc2, fc3)) - classes + slopes  # not fc3.bias
-    everything = found.parameters + found.slopes
-    ring, kept = (processes - 1) / processes, 3 * _WEIGHT
+    everything = network.parameters + network.slopes
+    ring, kept = (num_processes - 1) / num_processes, 3 * _WEIGHT
     averaged = 2 * _WEIGHT * (everything - divided - classes)
     sent = ring * (averaged + batch_size * (forward + backward))
     rest = everything - divided
     return [
         Cost("ddp", round(2 * ring * everything * _WEIGHT), everything * kept),
-        Cost("hybrid", round(sent), (rest + divided // processes) * kept),
+        Cost("hybrid", round(sent), (rest + divided // num_processes) * kept),
     ]
 
 
-def cost_table(found: list[Cost]) -> str:
+def cost_table(costs: list[Cost]) -> str:
     """The costs for a person."""
     return "\n".join(
         f"parallel={cost.parallel:<7} sends {cost.bytes_sent / 1e6:9,.1f} MB a step, keeps "
         f"{cost.bytes_kept / 1e9:6.2f} GB (weights, gradients, momentum), each process"
-        for cost in found
+        for cost in costs
     )

@@ -1,4 +1,4 @@
-"""runs/NAME/: one run, its configuration, and the refusal to mix two runs in one folder."""
+"""runs/NAME/: the folder of one run, which no other run may use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None
 
 @contextmanager
 def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[None]:
-    """Make or reopen a run folder for `config`, and hold it as long as the context lasts.
+    """Create or reopen the run folder for `config`, and lock it while the context lasts.
 
     Raises UserError if the folder holds a run of another configuration (with the differences), is
     in use by another process, or cannot be written.
@@ -51,7 +51,7 @@ def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[Non
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    """config.yaml of a new run, or the comparison with that of one that has got somewhere."""
+    """Write config.yaml; refuse another configuration than that of an existing checkpoint."""
     path = folder / "config.yaml"
     if path.exists() and (folder / "checkpoints" / "last.pt").exists():
         refuse_changes(folder, read_yaml(path), config)

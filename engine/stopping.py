@@ -1,4 +1,4 @@
-"""Being told to stop: a signal asks, the processes agree at a step, the run is saved."""
+"""Stopping on a signal: the processes agree on a step, and the run is saved."""
 
 import signal
 from types import FrameType
@@ -7,15 +7,15 @@ import torch
 
 from engine.distributed import World
 
-# What a scheduler or a person sends: SLURM's time limit (SIGTERM, or SIGUSR1 ahead of it), Ctrl-C.
+# SLURM sends SIGTERM at the time limit, or SIGUSR1 ahead of it; Ctrl-C is SIGINT.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# Steps between the agreements of several processes: each makes the host wait for the device.
+# Steps between agreements of several processes: each makes the host wait for the device.
 _AGREE_EVERY = 10
 
 
 class StopRequest:
-    """Listens to SIGNALS while open; a second signal of a kind acts as it would without us."""
+    """Catches SIGNALS while open; a second signal of the same kind acts as usual."""
 
     def __init__(self, world: World) -> None:
         self.world, self.asked = world, False
@@ -35,9 +35,9 @@ class StopRequest:
         signal.signal(number, self._before[signal.Signals(number)])
 
     def due(self, step: int) -> bool:
-        """Whether processes agree after this step: one alone always does."""
+        """Whether the processes ask each other after this step; a single process always does."""
         return self.world.size == 1 or step % _AGREE_EVERY == 0
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all processes ask together, and agree."""
+        """Whether any process was asked to stop; all call it together and get the same answer."""
         return bool(self.world.sum(torch.tensor(float(self.asked))))

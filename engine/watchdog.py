@@ -1,9 +1,9 @@
-"""Hung processes: each watches all, and ends the job with the name of the one that hangs.
+"""Hung jobs: each process watches all, and ends the job with a sentence that names the culprit.
 
 A process that is stopped, or whose storage or GPU no longer answers, leaves all others waiting in a
-collective, whose own timeout names nobody. So every process posts two things into the store through
-which the processes found each other: a beat, by a thread, which stops when the process does; and
-how far its main thread has come. Times are taken by the clock of whoever reads them.
+collective, whose own timeout names nobody. So every process posts two things to the store through
+which the processes met: a heartbeat, by a thread, which stops when the process does; and how far
+its main thread is. Each reader takes the times by its own clock.
 """
 
 import json
@@ -26,10 +26,10 @@ class Sign:
 
     who: str = ""  # host and process id
     beat: int = 0
-    met: int = 0  # places reached at which all processes meet, the same for each: batches, sums
-    moved: int = 0  # things done since, by this process alone
-    place: str = "the start"  # the last that has a name
-    left: bool = False  # it has come to its end
+    met: int = 0  # points reached at which all processes meet, such as batches and sums
+    moved: int = 0  # things done since then, by this process alone
+    place: str = "the start"  # the last of these that has a name
+    left: bool = False  # it has ended
 
 
 @dataclass
@@ -49,20 +49,20 @@ class Seen:
 
 
 def hanging(seen: list[Seen], now: float, timeout: float) -> str:
-    """Which processes hold up the job, and how this shows; "" while none has for `timeout` s.
+    """Which processes hold up the job, and how; "" if none has for `timeout` seconds.
 
-    Stopped processes are named first. Else it is those that have not moved and for which the
-    others wait: who waits for them has met more often.
+    Stopped processes are named first. Otherwise it is those that have not moved and that the others
+    wait for: processes that wait have met more often.
     """
-    last = min(one.sign.met for one in seen)
+    last = min(each.sign.met for each in seen)
     waited_for = [
         rank
-        for rank, one in enumerate(seen)
-        if one.sign.met == last
-        and now - one.moved_at >= timeout
-        and not (one.sign.left and all(other.sign.met == last for other in seen))
+        for rank, each in enumerate(seen)
+        if each.sign.met == last
+        and now - each.moved_at >= timeout
+        and not (each.sign.left and all(other.sign.met == last for other in seen))
     ]
-    silent = [(now - one.beat_at, r) for r, one in enumerate(seen) if not one.sign.left]
+    silent = [(now - each.beat_at, r) for r, each in enumerate(seen) if not each.sign.left]
     if not waited_for and max(silent, default=(0.0, 0))[0] < timeout:
         return ""
     stopped = [rank for silence, rank in silent if silence >= timeout / 2]
@@ -86,32 +86,30 @@ def _names(ranks: list[int], seen: list[Seen]) -> str:
 
 
 class Watch:
-    """The watch of a process that is alone: nobody waits for it."""
+    """The watch of a single process: nobody waits for it, so there is nothing to do."""
 
     def alive(self, place: str = "") -> None:
-        """This process has done something, such as one batch of its part of the validation."""
+        """This process has made progress, such as a batch of its share of the validation."""
 
     def meet(self, place: str = "") -> None:
-        """This process has come to a place where all meet; each comes to the same ones."""
+        """This process has reached a point where all meet; all reach the same points."""
 
     def close(self) -> None:
-        """This process has come to its end."""
+        """This process ends."""
 
 
 class Watchdog(Watch):
-    """Ends the process, with one sentence from the first to see it, when the job hangs.
+    """Ends the process if the job hangs; the first process to notice says why.
 
-    A hung job has its main thread in a collective that nothing wakes. So the process ends at once,
-    with its loader's processes: what was saved is what there is to go on from.
+    The main thread of a hung job is in a collective that nothing wakes. So the process ends at
+    once, with its loader's processes, and the job can resume from its last checkpoint.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
         self._rank, self._timeout = rank, timeout
         self._every = min(timeout / 20, 10.0)
-        # torchrun may keep one store for all attempts of --max-restarts. Own connections: a thread
-        # that waits for an answer holds its connection for itself.
-        attempt = f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        self._posts, self._votes = (dist.PrefixStore(attempt, store.clone()) for _ in range(2))
+        # A thread that waits for an answer blocks its connection, so each has its own.
+        self._posts, self._votes = (dist.PrefixStore("watchdog", store.clone()) for _ in range(2))
         self._mine = Sign(f"host {socket.gethostname()}, pid {os.getpid()}")
         now = time.monotonic()
         self._seen = [Seen(now, now) for _ in range(size)]
@@ -139,7 +137,7 @@ class Watchdog(Watch):
             thread.join(self._every)  # a store that is gone must not hold up the end
 
     def _post(self) -> None:
-        """Post own signs and read those of the others, until the end or until the store is gone."""
+        """Post our signs and read those of the others, until the end or until the store is gone."""
         keys = [f"process {rank}" for rank in range(len(self._seen))]
         beat, there = 0, set[int]()
         with suppress(RuntimeError):  # a broken connection stays broken
@@ -149,22 +147,24 @@ class Watchdog(Watch):
                 sign = replace(self._mine, beat=beat, left=left)
                 self._posts.set(keys[self._rank], json.dumps(asdict(sign)))
                 there |= {r for r, key in enumerate(keys) if r in there or self._posts.check([key])}
-                found = self._posts.multi_get([keys[rank] for rank in sorted(there)])
+                posted = self._posts.multi_get([keys[rank] for rank in sorted(there)])
                 with self._lock:
                     self._answered = time.monotonic()
-                    for rank, text in zip(sorted(there), found, strict=True):
+                    for rank, text in zip(sorted(there), posted, strict=True):
                         self._seen[rank].update(Sign(**json.loads(text)), self._answered)
                 if left:
                     return
                 self._closing.wait(self._every)
 
     def _judge(self) -> None:
-        """Look at the ages of what was seen. Reads nothing: a store that hangs cannot stop it."""
+        """Check how old the signs are. Reads nothing: a store that hangs cannot block it."""
         last = time.monotonic()
         while not self._closing.wait(self._every):
             now = time.monotonic()
             with self._lock:
-                if now - last > self._timeout / 4:  # stopped itself: it knows nothing of that time
+                if (
+                    now - last > self._timeout / 4
+                ):  # this process was stopped: its ages mean nothing
                     self._start_anew(now)
                 last = now
                 sentence = self._sentence(now)
@@ -176,8 +176,8 @@ class Watchdog(Watch):
 
     def _start_anew(self, now: float) -> None:
         self._answered = now
-        for one in self._seen:
-            one.beat_at = one.moved_at = now
+        for each in self._seen:
+            each.beat_at = each.moved_at = now
 
     def _sentence(self, now: float) -> str:
         silence = now - self._answered
@@ -200,7 +200,7 @@ class Watchdog(Watch):
         os._exit(1)
 
     def _is_first(self) -> bool:
-        """Whether no other process has seen it before; each speaks where the store cannot tell."""
+        """Whether no other process has noticed before; if the store cannot tell, each speaks."""
         votes: list[int] = []
 
         def vote() -> None:
