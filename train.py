@@ -5,7 +5,6 @@ The same command again resumes. `python train.py --help` explains the keys.
 
 import os
 from functools import partial
-from pathlib import Path
 
 # Loader threads share the cores with torch's, which would spin at every barrier and starve both.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -21,7 +20,7 @@ import torch
 from omegaconf import DictConfig
 
 from common.errors import one_sentence, refusing
-from configs.store import register, to_config, to_dict
+from configs.store import register, to_config
 from configs.validate import validate
 from data.draws import subset
 from data.loading import OnEvent, centre_stream, training_stream
@@ -42,45 +41,59 @@ from models.network import build_network
 register()
 
 
-def build(config: TrainConfig, world: World, folder: Path) -> Trainer:
+def build(config: TrainConfig, world: World) -> Trainer:
     """Put data, network, step and validation together; raises UserError for bad input."""
     precision = set_precision(config.precision, world.device)
     dataset = open_dataset(config.data, world.watch.alive)
-    crop = config.data.crop
+    crop, num_classes = config.data.crop, dataset.num_classes
     mean = warp_mean(load_mean(config.data.mean), crop, crop).to(world.device)
-    parts = (config.model, config.act, config.init, dataset.num_classes)
     with refusing(ValueError):  # a crop too small for the network
-        describe(*parts, crop)
+        describe(config.model, config.act, config.init, num_classes=num_classes, crop=crop)
     parallel = open_parallel(config.parallel, world)
-    whole = build_network(*parts, dropout=config.dropout, seed=config.seed)
+    whole = build_network(
+        config.model,
+        config.act,
+        config.init,
+        num_classes=num_classes,
+        dropout=config.dropout,
+        seed=config.seed,
+    )
     network = parallel.share_out(whole).to(world.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, config)
-    micro, compiled = config.images_at_once(world.size), config.compile
-    connected = parallel.connect(network)
+    micro_batch = config.images_at_once(world.size)
     step = TrainingStep(
-        connected,
-        optimizer,
-        mean,
-        precision,
-        micro,
+        network=parallel.connect(network),
+        optimizer=optimizer,
+        mean=mean,
+        precision=precision,
+        micro_batch=micro_batch,
         gradient_norm=partial(parallel.gradient_norm, network),
-        compiled=compiled,
+        compiled=config.compile,
     )
-    batches = partial(training_stream, config, dataset.train, world.share(config.batch_size))
     val = subset(len(dataset.val), config.val_subset)
 
-    def centre(on_event: OnEvent) -> ErrorCounts:
-        own = centre_stream(config, dataset.val, val[world.rank :: world.size], micro, on_event)
+    def validate_centre(on_event: OnEvent) -> ErrorCounts:
+        own = val[world.rank :: world.size]
         return centre_errors(
             parallel.whole_network(network),
-            own,
+            centre_stream(config, dataset.val, own, batch_size=micro_batch, on_event=on_event),
             mean,
             precision=precision,
             world=world,
             num_images=len(val),
         )
 
-    return Trainer(config, dataset, world, folder, parallel, network, step, batches, centre)
+    return Trainer(
+        config=config,
+        dataset=dataset,
+        world=world,
+        folder=config.folder,
+        parallel=parallel,
+        network=network,
+        step=step,
+        batches=partial(training_stream, config, dataset.train, world.share(config.batch_size)),
+        validate=validate_centre,
+    )
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -90,9 +103,8 @@ def main(raw: DictConfig) -> None:
         config = to_config(raw, TrainConfig)
         with open_world(config.device, config.timeout) as world:
             validate(config, world.size)
-            folder = config.folder
-            trainer = build(config, world, folder)
-            with open_run(folder, to_dict(config), world):
+            trainer = build(config, world)
+            with open_run(config.folder, trainer.settings, world):
                 trainer.fit()
 
 

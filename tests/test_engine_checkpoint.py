@@ -35,7 +35,7 @@ def train(
     data = ["data=folder", f"data.root={small}", f"name={folder.name}", f"runs={folder.parent}"]
     config = composed(*SHORT, *data, *more)
     world = World(0, 1, torch.device("cpu"))
-    trainer = build(config, world, folder)
+    trainer = build(config, world)
     real = trainer.write
 
     def observed(name: str, ends: int | None, state: dict[str, Any]) -> None:
