@@ -1,9 +1,9 @@
-"""The DALI loader: decodes only the region a crop needs, on CPU threads or on the GPU.
+"""The DALI loader: decodes only the region that a crop needs, on CPU threads or on the GPU.
 
-Threads read files ahead of the pipeline and work out each image's rectangle, the pipeline decodes
+Threads read files ahead of the pipeline and compute each image's rectangle; the pipeline decodes
 that region and resizes it. DALI decodes ordinary JPEGs itself. Everything else (other formats,
-CMYK, files that do not end as they should) is rare in ImageNet, and DALI's decoders differ from
-Pillow there or accept what is cut short: Pillow decodes these, DALI gets them uncompressed.
+CMYK, files without a proper end) is rare in ImageNet, and DALI's decoders differ from Pillow there
+or accept truncated files: Pillow decodes these, and DALI gets them uncompressed.
 """
 
 from collections import deque
@@ -22,18 +22,25 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from common.errors import UserError
 from common.machine import num_cpus
 from configs.schema import LoaderConfig
-from data.decoding import Found, Replacements, as_ppm, decode_rgb, find_image, plain_jpeg_size
+from data.decoding import Prepared, as_ppm, decode_rgb, plain_jpeg_size, prepare_image
 from data.draws import Draws
 from data.geometry import region, view
-from data.loading import Batch, make_batch
+from data.loading import Decoded
 from data.sources.index import ImageIndex
 
 _READERS = 8  # threads: network file systems answer slowly but many at a time
 
-# What the pipeline takes for an image: the encoded file [n] uint8; start, shape of the region to
-# decode, int32 [2]; start, end of the shown rectangle in the region, and the size to resize it
-# to, float32 [2]. All in (y, x) order.
-_Inputs = tuple[npt.NDArray[Any], ...]
+
+@dataclass(frozen=True)
+class _Input:
+    """What the pipeline takes for an image. All but the file in (y, x) order."""
+
+    file: npt.NDArray[np.uint8]  # [n] encoded
+    region_start: npt.NDArray[np.int32]  # [2] of the region to decode
+    region_shape: npt.NDArray[np.int32]  # [2]
+    shown_start: npt.NDArray[np.float32]  # [2] of the shown rectangle, in the region
+    shown_end: npt.NDArray[np.float32]  # [2]
+    size: npt.NDArray[np.float32]  # [2] that the rectangle is resized to
 
 
 @dataclass
@@ -41,27 +48,28 @@ class _Job:
     """A batch on its way."""
 
     draws: Draws
-    files: list[Future[Found[_Inputs]]]
+    inputs: list[Future[Prepared[_Input]]]
     by_pillow: bool
 
 
-def _inputs(data: bytes, draws: Draws, row: int, crop: int | None, by_pillow: bool) -> _Inputs:
-    """What the pipeline takes to show an encoded file as row `row` of the draws says."""
+def _prepare(data: bytes, draws: Draws, row: int, *, crop: int | None, by_pillow: bool) -> _Input:
+    """The pipeline's input to show an encoded file as row `row` of the draws says."""
     size = None if by_pillow else plain_jpeg_size(data)
     if size is None:
         image = decode_rgb(data)
         size, data = (image.height, image.width), as_ppm(image)
-    shown = view(*size, int(draws.scales[row]), draws.places[row], crop)
+    scale, position = int(draws.scales[row]), draws.positions[row]
+    shown = view(*size, scale=scale, position=position, crop=crop)
     start, end = region(shown, *size)
-    roi_start, roi_end = np.array(shown.start) - start, np.array(shown.end) - start
-    if draws.flips[row]:
-        roi_start[1], roi_end[1] = roi_end[1], roi_start[1]  # DALI mirrors a reversed rectangle
-    return (
+    shown_start, shown_end = np.array(shown.start) - start, np.array(shown.end) - start
+    if draws.flips[row]:  # DALI flips a rectangle whose ends are swapped
+        shown_start[1], shown_end[1] = shown_end[1], shown_start[1]
+    return _Input(
         np.frombuffer(data, np.uint8),
         start.astype(np.int32),
         (end - start).astype(np.int32),
-        roi_start.astype(np.float32),
-        roi_end.astype(np.float32),
+        shown_start.astype(np.float32),
+        shown_end.astype(np.float32),
         np.array(shown.size, np.float32),
     )
 
@@ -73,67 +81,70 @@ class _Feeder:
         self,
         index: ImageIndex,
         draws: Iterable[Draws],
-        crop: int | None,
-        config: LoaderConfig,
-        on_error: str,
         pool: ThreadPoolExecutor,
+        *,
+        crop: int | None,
+        prefetch: int,
+        skip: bool,
     ) -> None:
-        self._index, self._draws, self._crop = index, iter(draws), crop
-        self._depth, self._on_error, self._pool = config.prefetch, on_error, pool
+        self._index, self._draws, self._pool = index, iter(draws), pool
+        self._crop, self._prefetch, self._skip = crop, prefetch, skip
         self._ahead: deque[_Job] = deque()  # being read, or not yet taken
         self._inside: deque[_Job] = deque()  # in the pipeline, oldest first
         self.error: BaseException | None = None  # why there is no further batch
 
     def _read(self, draws: Draws, by_pillow: bool) -> _Job:
-        files = []
+        inputs = []
         for row, i in enumerate(draws.indices):
-            prepare = partial(_inputs, draws=draws, row=row, crop=self._crop, by_pillow=by_pillow)
-            files.append(
-                self._pool.submit(find_image, self._index, int(i), prepare, self._on_error)
-            )
-        return _Job(draws, files, by_pillow)
+            prepare = partial(_prepare, draws=draws, row=row, crop=self._crop, by_pillow=by_pillow)
+            read = partial(prepare_image, self._index, int(i), prepare, skip=self._skip)
+            inputs.append(self._pool.submit(read))
+        return _Job(draws, inputs, by_pillow)
 
     def next_size(self) -> int:
         """Images in the next batch; 0: there is none."""
-        while len(self._ahead) <= self._depth and (draws := next(self._draws, None)) is not None:
+        while len(self._ahead) <= self._prefetch and (draws := next(self._draws, None)) is not None:
             self._ahead.append(self._read(draws, by_pillow=False))
         return len(self._ahead[0].draws) if self._ahead else 0
 
     def take(self, max_size: int) -> list[Any]:
-        """The pipeline's inputs for the next batch. StopIteration: none that it could take."""
+        """The pipeline's inputs for the next batch, one list for each field of _Input.
+
+        Raises StopIteration if there is no batch, or only one of more than `max_size` images.
+        """
         if self.error or not 0 < self.next_size() <= max_size:
             raise StopIteration
         job = self._ahead[0]
         # Not raised here, where its traceback would keep the pipeline alive, but once the
         # batches before this one are out.
-        self.error = next((error for file in job.files if (error := file.exception())), None)
+        self.error = next((error for i in job.inputs if (error := i.exception())), None)
         if self.error:
             raise StopIteration
         self._inside.append(self._ahead.popleft())
-        files, *geometry = zip(*(file.result().value for file in job.files), strict=True)
-        return [list(files), *map(np.stack, geometry)]
+        inputs = [future.result().value for future in job.inputs]
+        return [[getattr(i, name) for i in inputs] for name in _Input.__dataclass_fields__]
 
     def done(self) -> _Job:
-        """The oldest batch inside the pipeline has come out."""
+        """Removes and returns the oldest batch inside the pipeline, which has come out."""
         return self._inside.popleft()
 
     def retry(self, error: RuntimeError) -> None:
-        """The pipeline broke: take back what was inside, and let Pillow decode it instead.
+        """The pipeline failed: take back what was inside, and let Pillow decode it instead.
 
-        A file that neither can decode is then refused or replaced like any bad one. Raises the
-        error itself if Pillow has already decoded these batches: then it is not the files.
+        A file that neither can decode is then refused or replaced like any bad one. Raises `error`
+        if Pillow has already decoded these batches: then the files are not the cause.
         """
-        broken = list(self._inside)
-        if not broken or all(job.by_pillow for job in broken):
+        failed = list(self._inside)
+        if not failed or all(job.by_pillow for job in failed):
             raise error
         self._inside.clear()
-        self._ahead.extendleft(self._read(job.draws, by_pillow=True) for job in reversed(broken))
+        self._ahead.extendleft(self._read(job.draws, by_pillow=True) for job in reversed(failed))
 
 
 def _pipeline(
     take: Callable[[int], list[Any]], max_size: int, config: LoaderConfig, gpu: bool
 ) -> Pipeline:
-    """The DALI graph: region decode, resize, mirror; uint8 [h, w, 3] for each image."""
+    """The DALI graph: decode a region, resize, flip; uint8 [h, w, 3] for each image."""
     pipeline = Pipeline(
         batch_size=max_size,
         num_threads=config.workers or num_cpus(),
@@ -141,8 +152,8 @@ def _pipeline(
         prefetch_queue_depth=config.prefetch,
     )
     with pipeline:
-        files, start, shape, roi_start, roi_end, shown = fn.external_source(
-            source=lambda: take(max_size), num_outputs=6
+        files, start, shape, shown_start, shown_end, size = fn.external_source(
+            source=lambda: take(max_size), num_outputs=len(_Input.__dataclass_fields__)
         )
         images = fn.decoders.image_slice(
             files,
@@ -151,14 +162,14 @@ def _pipeline(
             axis_names="HW",
             device="mixed" if gpu else "cpu",
             output_type=types.DALIImageType.RGB,
-            adjust_orientation=False,  # as all published ImageNet results
-            jpeg_fancy_upsampling=True,  # nvJPEG's own default is not what libjpeg does
+            adjust_orientation=False,  # as in all published ImageNet results
+            jpeg_fancy_upsampling=True,  # as libjpeg; nvJPEG's own default differs
         )
         resized = fn.resize(
             images,
-            size=shown,
-            roi_start=roi_start,
-            roi_end=roi_end,
+            size=size,
+            roi_start=shown_start,
+            roi_end=shown_end,
             interp_type=types.DALIInterpType.INTERP_LINEAR,
             antialias=True,
         )
@@ -169,8 +180,8 @@ def _pipeline(
 def _to_torch(images: Any, whole: bool, stream: torch.cuda.Stream | None) -> Any:
     """DALI's images as [B, crop, crop, 3], or a list of [h, w, 3].
 
-    They are copied, on the stream that DALI handed them over on, so that it may reuse its
-    buffers: neither it nor torch ever sees memory that the other still works on.
+    They are copied, on the stream on which DALI hands them over: DALI may then reuse its buffers,
+    and neither library sees memory that the other still works on.
     """
     device = "cpu" if stream is None else stream.device
 
@@ -182,9 +193,9 @@ def _to_torch(images: Any, whole: bool, stream: torch.cuda.Stream | None) -> Any
 
 
 def _run(
-    feeder: _Feeder, config: LoaderConfig, gpu: bool, whole: bool
-) -> Generator[tuple[_Job, Any], None, None]:
-    """The next batches with their images, until one pipeline cannot give any more."""
+    feeder: _Feeder, config: LoaderConfig, *, gpu: bool, whole: bool
+) -> Generator[tuple[_Job, Any]]:
+    """The next batches with their images, as long as one pipeline can deliver them."""
     pipeline = _pipeline(feeder.take, feeder.next_size(), config, gpu)
     while True:
         stream = torch.cuda.current_stream() if gpu else None
@@ -198,30 +209,28 @@ def _run(
         yield feeder.done(), _to_torch(images, whole, stream)
 
 
-def batches(
+def decode_batches(
     index: ImageIndex,
     draws: Iterable[Draws],
+    *,
     crop: int | None,
     config: LoaderConfig,
-    on_error: str,
-    on_event: Callable[[str], None],
-) -> Generator[Batch, None, None]:
-    """See data.loading.load. With a GPU, images are CUDA tensors of torch's current stream."""
+    skip: bool,
+) -> Generator[Decoded]:
+    """For data.loading. With a GPU, images are CUDA tensors of torch's current stream."""
     gpu = config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available())
     if gpu and not torch.cuda.is_available():
         raise UserError("loader.device=gpu, but there is no CUDA device: type loader.device=cpu")
-    replacements = Replacements(index, on_event)
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
     try:
-        feeder = _Feeder(index, draws, crop, config, on_error, pool)
-        # A pipeline ends where a batch is larger than it was built for, or a file breaks it.
+        feeder = _Feeder(index, draws, pool, crop=crop, prefetch=config.prefetch, skip=skip)
+        # A pipeline ends at a batch larger than it was built for, or at a file that it fails on.
         while feeder.next_size() and not feeder.error:
-            for job, images in _run(feeder, config, gpu, whole=crop is None):
-                found = [file.result() for file in job.files]
-                for one in found:
-                    replacements.tell(one.replaced)
-                shown = np.array([one.shown for one in found], np.int64)
-                yield make_batch(images, index.labels[shown], job.draws, shown)
+            for job, images in _run(feeder, config, gpu=gpu, whole=crop is None):
+                inputs = [future.result() for future in job.inputs]
+                shown = np.array([image.shown for image in inputs], np.int64)
+                replaced = [bad for image in inputs for bad in image.replaced]
+                yield Decoded(job.draws, images, shown, replaced)
         if feeder.error:
             raise feeder.error
     finally:

@@ -1,4 +1,4 @@
-"""Encoded image files: which are whole, what is in them, and what to do about a bad one.
+"""Encoded image files: which are intact, their pixels, and what to do about a bad one.
 
 Pillow is the judge: an image is what Pillow decodes without complaint. So both loaders accept and
 refuse the same files.
@@ -28,79 +28,63 @@ _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman co
 _JPEG_ADOBE, _JPEG_SCAN = 0xEE, 0xDA
 _GIVE_UP = 1000  # unreadable images in a row: the storage is gone, not an image
 
-
-# Of metadata, which is not looked at: what it says of some of ImageNet's files is known.
+# About corrupt metadata, as some of ImageNet's files have it: metadata is not used.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class BadImage(Exception):
-    """The bytes are not a whole image; the message says why."""
+    """The bytes are not an intact image; the message says why."""
 
 
 @dataclass(frozen=True)
 class Replaced:
     """An image that could not be read, and the one shown instead."""
 
-    bad: int
+    image: int
     shown: int
     reason: str
 
 
 @dataclass(frozen=True)
-class Found(Generic[T]):
+class Prepared(Generic[T]):
     """What was made of an image or, if it is bad, of the next readable one."""
 
-    shown: int  # the image really read
+    shown: int  # the image that was read
     value: T
     replaced: list[Replaced]
 
 
-def find_image(index: ImageIndex, i: int, prepare: Callable[[bytes], T], on_error: str) -> Found[T]:
-    """prepare(encoded file) of image `i`; with on_error=skip, of the next image that is readable.
+def prepare_image(
+    index: ImageIndex, i: int, prepare: Callable[[bytes], T], *, skip: bool
+) -> Prepared[T]:
+    """prepare(encoded file) of image `i` or, if it is bad and `skip`, of the next readable image.
 
-    `prepare` raises BadImage if the bytes are not an image. Raises UserError, naming the path,
-    for a bad image with on_error=stop and when there is no readable image to take.
+    `prepare` raises BadImage if the bytes are not an image. Raises UserError, naming the path, for
+    a bad image without `skip`, and if no image is readable.
     """
     bad: list[tuple[int, str]] = []
-    for candidate in range(i, i + min(len(index), _GIVE_UP)):
-        candidate %= len(index)
+    for offset in range(min(len(index), _GIVE_UP)):
+        candidate = (i + offset) % len(index)
         try:
             value = prepare(index.read(candidate))
         except (BadImage, OSError) as error:
             why = reason(error)
-            if on_error != "skip":
+            if not skip:
                 raise UserError(
                     f"cannot read image {index.path(candidate)} ({why}): replace the file, "
-                    "or type data.on_error=skip to go on with the next image instead"
+                    "or type data.on_error=skip to take the next image instead"
                 ) from error
             bad.append((candidate, why))
             continue
-        return Found(candidate, value, [Replaced(b, candidate, why) for b, why in bad])
+        return Prepared(candidate, value, [Replaced(image, candidate, why) for image, why in bad])
     raise UserError(
         f"cannot read image {index.path(i)} ({bad[0][1]}), nor any of the {len(bad)} images "
         "from there on"
     )
 
 
-class Replacements:
-    """Tells of each bad image once."""
-
-    def __init__(self, index: ImageIndex, on_event: Callable[[str], None]) -> None:
-        self._index, self._on_event = index, on_event
-        self._told: set[int] = set()
-
-    def tell(self, replaced: list[Replaced]) -> None:
-        for one in replaced:
-            if one.bad not in self._told:
-                self._told.add(one.bad)
-                self._on_event(
-                    f"unreadable image {self._index.path(one.bad)} ({one.reason}) "
-                    f"replaced by {self._index.path(one.shown)}"
-                )
-
-
 def decode_rgb(data: bytes) -> Image.Image:
-    """The image as 8-bit RGB, whatever it was; its EXIF orientation is ignored.
+    """The image as 8-bit RGB, whatever its mode; its EXIF orientation is ignored.
 
     Raises BadImage if Pillow cannot decode all of it.
     """
@@ -120,23 +104,23 @@ def decode_rgb(data: bytes) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # Pillow clips 16 bits to 8; the high byte is meant.
+        # Pillow would clip 16 bits to 8: take the high byte.
         high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(high).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of the direct way, which gives the same
+        image = image.convert("RGBA")  # converting directly gives the same, with a warning
     return image.convert("RGB")
 
 
 def show(
-    data: bytes, scale: int, place: Ints, flip: bool, crop: int | None
+    data: bytes, *, scale: int, position: Ints, flip: bool, crop: int | None
 ) -> npt.NDArray[np.uint8]:
-    """Decode a file and show it as drawn: uint8 [crop, crop, 3], or [h, w, 3] if crop=None.
+    """Decode a file and show it as drawn: uint8 RGB [crop, crop, 3], or [h, w, 3] if crop=None.
 
-    Raises BadImage.
+    scale, position, flip: see Draws. Raises BadImage.
     """
     image = decode_rgb(data)
-    shown = view(image.height, image.width, scale, place, crop)
+    shown = view(image.height, image.width, scale=scale, position=position, crop=crop)
     (top, left), (bottom, right), (height, width) = shown.start, shown.end, shown.size
     resized = image.resize(
         (width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
@@ -146,10 +130,10 @@ def show(
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a whole, ordinary JPEG: 8 bits, greyscale or YCbCr, ends as it must.
+    """(height, width) of an ordinary JPEG with a proper end: 8 bits, greyscale or YCbCr.
 
-    None for anything else, which only Pillow can judge. Costs microseconds: the header's segments
-    are walked, the image is not decoded.
+    None for anything else, which only Pillow can judge. Takes microseconds: only the header's
+    segments are read.
     """
     if not (data.startswith(_JPEG_START) and data.endswith(_JPEG_END)):
         return None
@@ -168,14 +152,14 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _frame_size(body: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG frame header, if it is of an ordinary kind."""
+    """(height, width) of a JPEG frame header, if it is an ordinary one."""
     if len(body) < 6:
         return None
     bits, height, width, components = struct.unpack_from(">BHHB", body)
     named_rgb = body[6::3][:3] == b"RGB"
     if bits != 8 or components not in (1, 3) or named_rgb or not height or not width:
         return None
-    # Pillow refuses images so large that their file must be an attack, or broken.
+    # Pillow refuses images so large that the file must be an attack, or broken.
     return (height, width) if height * width <= (Image.MAX_IMAGE_PIXELS or 0) else None
 
 

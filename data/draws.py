@@ -1,9 +1,9 @@
-"""Randomness as data: every random number of training is a pure function of (seed, place in time).
+"""Randomness as data: every random number of training is a pure function of seed and position.
 
 Training walks through one endless sequence of images: epoch 0's permutation, then epoch 1's, and
 so on. The image at position p of it, with everything drawn for it, depends on the seed and p
 alone. So a batch is the same on any number of processes, with either loader, and after any
-interruption; nothing but the step number has to be remembered.
+interruption: to resume, the step number is enough.
 
 All numbers come from Philox, a counter-based generator: position p owns the counters 3p .. 3p+2.
 """
@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-# A place in [0, 1) along an axis, as an integer number of 2^-20: crop offsets follow from it in
-# integer arithmetic, which both loaders do exactly alike.
-PLACE_ONE = 1 << 20
+# Crop positions in [0, 1) are integers, in units of 2^-20: offsets in pixels follow from them in
+# integer arithmetic, which is exact in both loaders.
+POSITION_ONE = 1 << 20
 
-# Eigenvalues and eigenvectors of the RGB covariance of ImageNet, grey levels 0..255 ([16]).
+# Eigenvalues and eigenvectors of the RGB covariance of ImageNet, pixel values 0..255 ([16]).
 # Rows of COLOUR_VECTORS are R, G, B; columns are the components p_k.
 COLOUR_STD = 0.1
 COLOUR_VALUES = np.array([55.46, 4.794, 1.148])
@@ -35,20 +35,20 @@ _WORDS = 12  # 64-bit words drawn for a sample: three Philox blocks
 
 @dataclass(frozen=True)
 class Draws:
-    """What is to be read for a batch of B images, and how each is to be seen."""
+    """Which B images a batch consists of, and how each of them is shown."""
 
     indices: Ints  # [B] which image of the index
     scales: Ints  # [B] shorter side of the resized image, pixels
-    places: Ints  # [B, 2] (y, x) of the crop among its possible offsets, in units of 1 / PLACE_ONE
-    flips: npt.NDArray[np.bool_]  # [B] mirror the crop horizontally
-    colours: npt.NDArray[np.float32]  # [B, 3] RGB offset added to every pixel, grey levels
+    positions: Ints  # [B, 2] (y, x) of the crop among its possible offsets, in 1 / POSITION_ONE
+    flips: npt.NDArray[np.bool_]  # [B] whether the crop is flipped horizontally
+    colours: npt.NDArray[np.float32]  # [B, 3] RGB offset added to every pixel value
     keys: Ints  # [B] the sample's key for dropout masks
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def rows(self, which: slice) -> "Draws":
-        """The draws of some of the batch's images: a process's share, or a round's."""
+        """The draws of some of the batch's images, such as a process's share."""
         return Draws(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
 
@@ -63,7 +63,7 @@ def _unit(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def epoch_order(seed: int, epoch: int, num_images: int) -> Ints:
-    """The permutation of all images, [num_images], that epoch `epoch` (from 0) goes through."""
+    """The order of all images, [num_images], in which epoch `epoch` (from 0) sees them."""
     generator = np.random.Generator(_philox(seed, _STREAM_ORDER, epoch << 64))
     return generator.permutation(num_images)
 
@@ -73,11 +73,11 @@ def training_draws(
 ) -> Draws:
     """The batch of optimiser step `step` (from 0), as Sec. 3 trains.
 
-    The shorter side is uniform in `scale` (both ends included), the crop's offset uniform, half
-    of the crops are mirrored, and the colour of [16] is altered once per image use.
+    The shorter side is uniform in `scale` (both ends included), the crop position is uniform, half
+    of the crops are flipped horizontally, and the colour of [16] is altered once per image use.
     """
     first = step * batch_size
-    positions = np.arange(first, first + batch_size)
+    sequence = np.arange(first, first + batch_size)
     words = _philox(seed, _STREAM_SAMPLE, 3 * first).random_raw(_WORDS * batch_size)
     words = words.reshape(batch_size, _WORDS)
     high = words >> np.uint64(32)
@@ -88,22 +88,22 @@ def training_draws(
     angle = 2.0 * np.pi * _unit(words[:, 6:8])
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :3]
     return Draws(
-        indices=_stream_images(seed, positions, num_images),
+        indices=_images_at(seed, sequence, num_images),
         scales=low_scale + ((high[:, 0] * span) >> np.uint64(32)).astype(np.int64),
-        places=(words[:, 1:3] >> np.uint64(44)).astype(np.int64),
+        positions=(words[:, 1:3] >> np.uint64(44)).astype(np.int64),
         flips=(words[:, 3] >> np.uint64(63)).astype(bool),
         colours=((COLOUR_STD * normal * COLOUR_VALUES) @ COLOUR_VECTORS.T).astype(np.float32),
         keys=words[:, 8].astype(np.int64),
     )
 
 
-def _stream_images(seed: int, positions: Ints, num_images: int) -> Ints:
+def _images_at(seed: int, sequence: Ints, num_images: int) -> Ints:
     """The images at these positions of the endless sequence of epochs."""
-    epochs, places = np.divmod(positions, num_images)
-    images = np.empty_like(positions)
+    epochs, within_epoch = np.divmod(sequence, num_images)
+    images = np.empty_like(sequence)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        images[here] = epoch_order(seed, int(epoch), num_images)[places[here]]
+        images[here] = epoch_order(seed, int(epoch), num_images)[within_epoch[here]]
     return images
 
 
@@ -116,12 +116,12 @@ def training_batches(
 
 
 def centre_draws(indices: Ints, scale: int) -> Draws:
-    """The centre crop of each image, neither mirrored nor recoloured."""
+    """The centre crop of each image, neither flipped nor recoloured."""
     count = len(indices)
     return Draws(
         indices=np.asarray(indices, np.int64),
         scales=np.full(count, scale, np.int64),
-        places=np.full((count, 2), PLACE_ONE // 2, np.int64),
+        positions=np.full((count, 2), POSITION_ONE // 2, np.int64),
         flips=np.zeros(count, bool),
         colours=np.zeros((count, 3), np.float32),
         keys=np.zeros(count, np.int64),
@@ -129,13 +129,13 @@ def centre_draws(indices: Ints, scale: int) -> Draws:
 
 
 def centre_batches(indices: Ints, scale: int, batch_size: int) -> Iterator[Draws]:
-    """Centre-crop draws of `indices` in order, every one once; the last batch may be smaller."""
+    """Centre crops of `indices`, in order and once each; the last batch may be smaller."""
     for first in range(0, len(indices), batch_size):
         yield centre_draws(indices[first : first + batch_size], scale)
 
 
 def subset(num_images: int, count: int | None) -> Ints:
-    """`count` images chosen once for all runs and kept in index order; None: all of them.
+    """The same `count` random images for every run, in index order; None: all images.
 
     Figs. 2 and 3 measure on 3,000 random validation images. The choice does not depend on the
     run's seed, so that curves of different seeds are measured on the same images.
@@ -145,15 +145,3 @@ def subset(num_images: int, count: int | None) -> Ints:
     return np.sort(
         np.random.Generator(_philox(0, _STREAM_SUBSET, 0)).permutation(num_images)[:count]
     )
-
-
-def resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
-    """(height, width) once the shorter side is `scale`; the longer side is rounded down."""
-    if height <= width:
-        return scale, scale * width // height
-    return scale * height // width, scale
-
-
-def crop_offset(place: int, size: int, crop: int) -> int:
-    """First row (or column) of a crop in a resized image of `size` rows (columns)."""
-    return place * (size - crop + 1) // PLACE_ONE

@@ -1,17 +1,17 @@
 """What a draw shows of an image, in the image's own pixels: the same numbers for both loaders.
 
-Sec. 3 resizes an image so that its shorter side is s and takes a crop of it. All but the crop
-would be thrown away, so the loaders decode and resize only the crop's rectangle.
+Sec. 3 resizes an image so that its shorter side is s and takes a crop of it. Everything but the
+crop would be thrown away, so the loaders decode and resize only the crop's rectangle.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from data.draws import Ints, crop_offset, resized_size
+from data.draws import POSITION_ONE, Ints
 
 # Pixels that a region decode adds on each side, whatever the filter needs: JPEG decoders
-# interpolate colour from neighbouring samples, which a region's own edge lacks.
+# interpolate colour from neighbouring samples, which are missing at a region's own edge.
 _MIN_MARGIN = 8
 
 
@@ -24,10 +24,22 @@ class View:
     size: tuple[int, int]  # height, width of what is shown
 
 
-def view(height: int, width: int, scale: int, place: Ints, crop: int | None) -> View:
-    """The crop at `place` [2] of the resized image; crop=None: the whole resized image.
+def resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
+    """(height, width) once the shorter side is `scale`; the longer side is rounded down."""
+    if height <= width:
+        return scale, scale * width // height
+    return scale * height // width, scale
 
-    The source has `height` x `width` pixels, its shorter side is resized to `scale`. Raises
+
+def crop_offset(position: int, size: int, crop: int) -> int:
+    """First row (or column) of a crop in a resized image of `size` rows (columns)."""
+    return position * (size - crop + 1) // POSITION_ONE
+
+
+def view(height: int, width: int, *, scale: int, position: Ints, crop: int | None) -> View:
+    """The crop at `position` [2] of the resized image; crop=None: the whole resized image.
+
+    The source has `height` x `width` pixels; its shorter side is resized to `scale`. Raises
     ValueError if the crop is larger than that.
     """
     rows, columns = resized_size(height, width, scale)
@@ -35,7 +47,8 @@ def view(height: int, width: int, scale: int, place: Ints, crop: int | None) -> 
         return View((0.0, 0.0), (float(height), float(width)), (rows, columns))
     if scale < crop:
         raise ValueError(f"a crop of {crop} pixels from an image resized to {scale}")
-    top, left = crop_offset(int(place[0]), rows, crop), crop_offset(int(place[1]), columns, crop)
+    top = crop_offset(int(position[0]), rows, crop)
+    left = crop_offset(int(position[1]), columns, crop)
     # Integers are divided last, so that the rectangle can never exceed the source.
     return View(
         (top * height / rows, left * width / columns),

@@ -1,14 +1,16 @@
 """What training and validation get: batches of images, by the loader of the configuration."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from importlib import import_module
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from common.errors import UserError
 from configs.schema import LoaderConfig, TrainConfig
+from data.decoding import Replaced
 from data.draws import Draws, Ints, centre_batches, training_draws
 from data.sources.index import ImageIndex
 
@@ -19,48 +21,98 @@ OnEvent = Callable[[str], None]
 
 @dataclass
 class Batch:
-    """B images as they were drawn. Crops share one tensor; whole images keep their own sizes."""
+    """B crops, as they were drawn."""
 
-    images: torch.Tensor | list[torch.Tensor]  # uint8 [B, crop, crop, 3] RGB, or B x [h, w, 3]
-    labels: torch.Tensor  # int64 [B]
-    colours: torch.Tensor  # float32 [B, 3], grey levels, to be added to every pixel
-    keys: torch.Tensor  # int64 [B]
-    indices: torch.Tensor  # int64 [B] the images shown
-    replaced: torch.Tensor  # bool [B] whether it stands for another one, which is unreadable
+    images: Tensor  # uint8 [B, crop, crop, 3] RGB
+    labels: Tensor  # int64 [B]
+    colours: Tensor  # float32 [B, 3], to be added to every pixel value
+    keys: Tensor  # int64 [B] for dropout masks
+    indices: Tensor  # int64 [B] the images shown
+    replaced: Tensor  # bool [B] whether another image, which is unreadable, was drawn
 
 
-def make_batch(
-    images: torch.Tensor | list[torch.Tensor], labels: np.ndarray, draws: Draws, shown: np.ndarray
-) -> Batch:
-    """Put decoded images (the images `shown`, with their labels) and their draws together."""
-    return Batch(
-        images,
-        torch.from_numpy(np.ascontiguousarray(labels, np.int64)),
-        torch.from_numpy(draws.colours),
-        torch.from_numpy(draws.keys),
-        torch.from_numpy(np.ascontiguousarray(shown, np.int64)),
-        torch.from_numpy(np.asarray(shown != draws.indices)),
-    )
+@dataclass
+class WholeImages:
+    """B whole images, resized as they were drawn: each has its own size."""
+
+    images: list[Tensor]  # B x uint8 [h, w, 3] RGB
+    replaced: Tensor  # bool [B] whether another image, which is unreadable, was drawn
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a loader makes of the draws of B images."""
+
+    draws: Draws
+    images: Tensor | list[Tensor]  # uint8 RGB [B, crop, crop, 3], or whole images B x [h, w, 3]
+    shown: Ints  # [B] the images shown: those drawn, or those that replace them
+    replaced: list[Replaced]
+
+    def pin_memory(self) -> "Decoded":
+        """The same with its images in pinned memory; torch's DataLoader calls it."""
+        if isinstance(self.images, Tensor):
+            return replace(self, images=self.images.pin_memory())
+        return replace(self, images=[image.pin_memory() for image in self.images])
 
 
 def load(
     index: ImageIndex,
     draws: Iterable[Draws],
+    *,
+    crop: int,
+    loader: LoaderConfig,
+    on_error: str,
+    on_event: OnEvent,
+) -> Generator[Batch]:
+    """One Batch for each of `draws`, in order, decoded ahead; `draws` may be endless.
+
+    Images are shown as in Sec. 3: resized (bilinear, antialiased) so that the shorter side is the
+    drawn scale, cropped to crop x crop pixels at the drawn position, flipped horizontally if drawn.
+    Everything random is in `draws`, so loading can start anywhere. Threads and processes end with
+    the iterator; close() it to leave early.
+
+    Raises UserError for an image that cannot be read or, with on_error=skip, replaces it by the
+    next readable one of the index and passes a sentence to on_event, once for each such image.
+    """
+    decoded = _decode(index, draws, crop=crop, loader=loader, on_error=on_error, on_event=on_event)
+    with closing(decoded) as batches:
+        for batch in batches:
+            assert isinstance(batch.images, Tensor)
+            yield Batch(
+                images=batch.images,
+                labels=torch.from_numpy(index.labels[batch.shown]),
+                colours=torch.from_numpy(batch.draws.colours),
+                keys=torch.from_numpy(batch.draws.keys),
+                indices=torch.from_numpy(batch.shown),
+                replaced=torch.from_numpy(batch.shown != batch.draws.indices),
+            )
+
+
+def load_whole(
+    index: ImageIndex,
+    draws: Iterable[Draws],
+    *,
+    loader: LoaderConfig,
+    on_error: str,
+    on_event: OnEvent,
+) -> Generator[WholeImages]:
+    """As `load`, with the whole resized images instead of crops."""
+    decoded = _decode(index, draws, crop=None, loader=loader, on_error=on_error, on_event=on_event)
+    with closing(decoded) as batches:
+        for batch in batches:
+            replaced = torch.from_numpy(batch.shown != batch.draws.indices)
+            yield WholeImages(list(batch.images), replaced)
+
+
+def _decode(
+    index: ImageIndex,
+    draws: Iterable[Draws],
+    *,
     crop: int | None,
     loader: LoaderConfig,
     on_error: str,
     on_event: OnEvent,
-) -> Generator[Batch, None, None]:
-    """One Batch for each of `draws`, in order, decoded ahead; `draws` may be endless.
-
-    Images are shown as Sec. 3 trains: resized (bilinear, antialiased) so that the shorter side is
-    the drawn scale, a crop x crop rectangle at the drawn place, mirrored if drawn. crop=None: the
-    whole resized images. Everything random is in `draws`, so that loading can start anywhere.
-    Threads and processes end with the iterator; close() it to leave early.
-
-    An image that cannot be read is a UserError that names it, or with on_error=skip is replaced
-    by the next one of the index that can be; on_event is told of it once.
-    """
+) -> Generator[Decoded]:
     if loader.name not in LOADERS:
         raise UserError(f"unknown loader {loader.name!r}: take one of {', '.join(LOADERS)}")
     try:
@@ -70,11 +122,23 @@ def load(
             f"loader={loader.name} needs {error.name}, which is not installed: see "
             "requirements.txt, or type loader=torchvision"
         ) from error
-    return module.batches(index, draws, crop, loader, on_error, on_event)
+    reported: set[int] = set()
+    skip = on_error == "skip"
+    decoded = module.decode_batches(index, draws, crop=crop, config=loader, skip=skip)
+    with closing(decoded) as batches:
+        for batch in batches:
+            for bad in batch.replaced:
+                if bad.image not in reported:
+                    reported.add(bad.image)
+                    on_event(
+                        f"unreadable image {index.path(bad.image)} ({bad.reason}) "
+                        f"replaced by {index.path(bad.shown)}"
+                    )
+            yield batch
 
 
 def skipping(step: int, spans: Sequence[Sequence[int]]) -> Sequence[int] | None:
-    """The span [first, last] of skip_steps that step `step`, counted from 1, lies in, if any."""
+    """The span [first, last] of skip_steps that contains step `step`, counted from 1, if any."""
     return next((span for span in spans if span[0] <= step <= span[1]), None)
 
 
@@ -82,17 +146,32 @@ def training_stream(
     config: TrainConfig, index: ImageIndex, share: slice, start: int, stop: int, on_event: OnEvent
 ) -> Generator[Batch]:
     """Rows `share` of the batches of steps start .. stop - 1, as Sec. 3 trains."""
-    data, scale = config.data, config.data.scale_range
-    steps = (step for step in range(start, stop) if not skipping(step + 1, config.skip_steps))
-    every = (training_draws(config.seed, s, config.batch_size, len(index), scale) for s in steps)
-    mine = (draws.rows(share) for draws in every)
-    return load(index, mine, data.crop, config.loader, data.on_error, on_event)
+    size, scale = config.batch_size, config.data.scale_range
+    draws = (
+        training_draws(config.seed, step, size, len(index), scale).rows(share)
+        for step in range(start, stop)
+        if not skipping(step + 1, config.skip_steps)
+    )
+    return _load(config, index, draws, on_event)
 
 
 def centre_stream(
     config: TrainConfig, index: ImageIndex, indices: Ints, batch_size: int, on_event: OnEvent
 ) -> Generator[Batch]:
     """Centre crops of the images `indices`, at the validation scale."""
+    draws = centre_batches(indices, config.data.validation_scale, batch_size)
+    return _load(config, index, draws, on_event)
+
+
+def _load(
+    config: TrainConfig, index: ImageIndex, draws: Iterable[Draws], on_event: OnEvent
+) -> Generator[Batch]:
     data = config.data
-    draws = centre_batches(indices, data.validation_scale, batch_size)
-    return load(index, draws, data.crop, config.loader, data.on_error, on_event)
+    return load(
+        index,
+        draws,
+        crop=data.crop,
+        loader=config.loader,
+        on_error=data.on_error,
+        on_event=on_event,
+    )

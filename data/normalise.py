@@ -1,6 +1,6 @@
-"""What is subtracted from every image, and the network's input: from pixels to what conv1 sees.
+"""From pixel values to the network's input: the mean that is subtracted, one colour or an image.
 
-The paper says no more than "per-pixel mean". The mean image here is the mean of the training images
+The paper says only "per-pixel mean". The mean image here is the mean of the training images
 as validation sees them: resized so that the shorter side is 256 for a crop of 224 (other crops in
 proportion), centre crop. Caffe's is of 256 x 256 images, and cropped along with the image.
 """
@@ -20,7 +20,7 @@ CHANNEL_MEAN = (122.679, 116.669, 104.007)
 
 
 def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor:
-    """The mean that data.mean names, float32 RGB grey levels.
+    """The mean that data.mean names, float32 RGB pixel values.
 
     `channel`: one colour, [1, 1, 3]. Otherwise a .npy file of `scripts/prepare_imagenet.py mean`:
     [S, S, 3]. Raises UserError if there is no such file or it holds no mean image.
@@ -36,19 +36,19 @@ def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"data.mean={spec} is not a .npy file: {hint}") from error
     if not isinstance(mean, np.ndarray):
-        raise UserError(f"data.mean={spec} holds several arrays, not one mean image: {hint}")
+        raise UserError(f"data.mean={spec} holds several arrays instead of one mean image: {hint}")
     if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3:
         shape = " x ".join(map(str, mean.shape))
         raise UserError(f"data.mean={spec} has the shape {shape} instead of S x S x 3: {hint}")
     if mean.dtype.kind not in "fiu" or not np.all((mean >= 0) & (mean <= 255)):
-        raise UserError(f"data.mean={spec} has values outside the grey levels 0 to 255: {hint}")
+        raise UserError(f"data.mean={spec} has values outside 0..255: {hint}")
     return torch.from_numpy(mean.astype(np.float32))
 
 
 def warp_mean(mean: Tensor, height: int, width: int) -> Tensor:
-    """A mean image [S, S, 3] for images of another size, [height, width, 3], as [11] warps it.
+    """A mean image [S, S, 3] warped to [height, width, 3], bilinearly, as in [11].
 
-    Bilinear. One colour, [1, 1, 3], fits every size as it is.
+    One colour, [1, 1, 3], is returned as it is: it fits every size.
     """
     if mean.shape[:2] in ((1, 1), (height, width)):
         return mean
@@ -60,9 +60,9 @@ def warp_mean(mean: Tensor, height: int, width: int) -> Tensor:
 def network_input(images: Tensor, mean: Tensor, colours: Tensor | None = None) -> Tensor:
     """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W] (channels last in memory), mean subtracted.
 
-    mean: [1, 1, 3] or [H, W, 3]; colours: [B, 3], the colour change of [16], added before the mean
-    is subtracted (Sec. 3). Pixel values keep their scale here: the network divides them
-    (models/network.py, Scale).
+    mean: [1, 1, 3] or [H, W, 3]; colours: [B, 3], the colour change of [16], which is added to the
+    pixel values (Sec. 3). These keep their scale here: the network divides them (models/network.py,
+    Scale).
     """
     x = images.to(torch.float32) - mean
     if colours is not None:

@@ -52,14 +52,12 @@ class TrainingStep:
 
     def preview(self, batch: Batch, count: int = 32) -> Tensor:
         """The first images of a batch as the network sees them, [count, 3, H, W]."""
-        assert isinstance(batch.images, Tensor)
         device = self.mean.device
         images, colours = batch.images[:count].to(device), batch.colours[:count].to(device)
         return network_input(images, self.mean, colours)
 
     def __call__(self, batch: Batch) -> StepResult:
         """Update the weights."""
-        assert isinstance(batch.images, Tensor)
         device, size = self.precision.device, len(batch.labels)
         parts = [batch.images, batch.colours, batch.keys, batch.labels]
         images, colours, keys, labels = [part.to(device, non_blocking=True) for part in parts]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from configs.schema import LoaderConfig
-from data.draws import PLACE_ONE, Draws
-from data.loading import Batch, load
+from data.draws import POSITION_ONE, Draws
+from data.loading import Batch, WholeImages, load, load_whole
 from data.sources.index import ImageIndex
 
 Pixels = npt.NDArray[np.uint8]
@@ -22,7 +22,7 @@ CROP = 224
 
 
 def picture(height: int, width: int, seed: int = 0) -> Pixels:
-    """A smooth image with edges and texture, [height, width, 3]: no two places look alike."""
+    """A smooth image with edges and texture, [height, width, 3]: no two positions look alike."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     waves = [128 + 90 * np.sin(x / (9 + 5 * c) + seed) * np.cos(y / (13 - 3 * c)) for c in range(3)]
@@ -59,16 +59,19 @@ def write_index(folder: Path, files: list[bytes]) -> ImageIndex:
 def some_draws(
     indices: Iterable[int],
     scales: int | list[int] = 256,
-    places: list[tuple[float, float]] | None = None,
+    positions: list[tuple[float, float]] | None = None,
     flips: list[bool] | None = None,
 ) -> Draws:
-    """Draws of these images; places in [0, 1], by default the centre."""
+    """Draws of these images; crop positions in [0, 1], by default the centre."""
     count = len(indices := list(indices))
-    places = places or [(0.5, 0.5)] * count
+    positions = positions or [(0.5, 0.5)] * count
     return Draws(
         np.array(indices, np.int64),
         np.broadcast_to(np.array(scales, np.int64), count),
-        np.array([[min(int(p * PLACE_ONE), PLACE_ONE - 1) for p in yx] for yx in places], np.int64),
+        np.array(
+            [[min(int(p * POSITION_ONE), POSITION_ONE - 1) for p in yx] for yx in positions],
+            np.int64,
+        ),
         np.array(flips or [False] * count),
         np.arange(3 * count, dtype=np.float32).reshape(count, 3),
         np.arange(count, dtype=np.int64) + 1000,
@@ -83,21 +86,24 @@ def read(
     on_error: str = "stop",
     on_event: Callable[[str], None] = pytest.fail,
     workers: int | None = None,
-) -> Generator[Batch, None, None]:
+) -> Generator[Batch | WholeImages]:
     if workers is None:
         workers = 2 if name == "dali" else 0
     config = LoaderConfig(name=name, workers=workers, device="cpu")
-    return load(index, draws, crop, config, on_error, on_event)
+    options = {"loader": config, "on_error": on_error, "on_event": on_event}
+    if crop is None:
+        return load_whole(index, draws, **options)
+    return load(index, draws, crop=crop, **options)
 
 
 def literal(data: bytes, draws: Draws, row: int, crop: int | None = CROP) -> npt.NDArray[np.int64]:
-    """Resize the whole image, then crop, then mirror, with Pillow alone."""
+    """Resize the whole image, then crop, then flip, with Pillow alone."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = int(draws.scales[row])
     width, height = (side * scale // min(image.size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     if crop is not None:
-        y, x = (int(p) / PLACE_ONE for p in draws.places[row])
+        y, x = (int(p) / POSITION_ONE for p in draws.positions[row])
         top, left = int(y * (height - crop + 1)), int(x * (width - crop + 1))
         image = image.crop((left, top, left + crop, top + crop))
     if draws.flips[row]:
@@ -106,7 +112,7 @@ def literal(data: bytes, draws: Draws, row: int, crop: int | None = CROP) -> npt
 
 
 def difference(one: torch.Tensor | npt.NDArray, other: torch.Tensor | npt.NDArray) -> float:
-    """Mean absolute difference in grey levels; the shapes must be equal."""
+    """Mean absolute difference in pixel values; the shapes must be equal."""
     a, b = np.asarray(one).astype(np.int64), np.asarray(other).astype(np.int64)
     assert a.shape == b.shape
     return float(np.abs(a - b).mean())

@@ -7,16 +7,15 @@ import pytest
 from PIL import Image
 
 from data.draws import (
-    PLACE_ONE,
+    POSITION_ONE,
     Draws,
     centre_batches,
-    crop_offset,
     epoch_order,
-    resized_size,
     subset,
     training_batches,
     training_draws,
 )
+from data.geometry import crop_offset, resized_size
 
 
 def joined(batches: list[Draws]) -> dict[str, np.ndarray]:
@@ -56,11 +55,11 @@ def test_draws_have_the_distributions_of_the_paper() -> None:
     expected = 200_000 / 257
     assert ((counts - expected) ** 2 / expected).sum() < 350  # chi^2 of 256: five deviations
     assert abs(many.flips.mean() - 0.5) < 0.006
-    assert 0 <= many.places.min() < 50
-    assert PLACE_ONE - 50 < many.places.max() < PLACE_ONE
-    assert np.abs(many.places.mean(0) / PLACE_ONE - 0.5).max() < 0.004
+    assert 0 <= many.positions.min() < 50
+    assert POSITION_ONE - 50 < many.positions.max() < POSITION_ONE
+    assert np.abs(many.positions.mean(0) / POSITION_ONE - 0.5).max() < 0.004
     assert len(np.unique(many.keys)) == 200_000
-    columns = [many.scales, many.flips, *many.places.T, *many.colours.T[:1], many.keys / 2.0**63]
+    columns = [many.scales, many.flips, *many.positions.T, *many.colours.T[:1], many.keys / 2.0**63]
     correlations = np.corrcoef(np.array(columns, float)) - np.eye(6)
     assert np.abs(correlations).max() < 0.012
 
@@ -83,11 +82,11 @@ def test_colour_follows_the_components_of_16() -> None:
 
 @pytest.mark.parametrize("crop", [1, 5, 224])
 def test_offsets_cover_all_places_evenly(crop: int) -> None:
-    places = np.arange(0, PLACE_ONE, 97)
+    places = np.arange(0, POSITION_ONE, 97)
     offsets = np.bincount([crop_offset(int(p), crop + 9, crop) for p in places])
     assert len(offsets) == 10
     assert offsets.max() - offsets.min() <= 2
-    assert crop_offset(PLACE_ONE - 1, 4000, 224) == 4000 - 224
+    assert crop_offset(POSITION_ONE - 1, 4000, 224) == 4000 - 224
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (333, 333), (100, 1000), (999, 64)])

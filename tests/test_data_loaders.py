@@ -33,7 +33,7 @@ def make_index(tmp_path: Path) -> Callable[[list[bytes]], ImageIndex]:
 
 
 def many_views(num_images: int) -> list[Draws]:
-    """Each image at every corner, up- and downscaled, mirrored and not; and random draws."""
+    """Each image at every corner, up- and downscaled, flipped and not; and random draws."""
     corners = [
         some_draws(range(num_images), scale, [corner] * num_images, [flip] * num_images)
         for corner, scale, flip in zip(
@@ -54,7 +54,7 @@ def test_a_crop_is_what_resizing_everything_and_cropping_gives(name, make_index)
         assert batch.images.dtype == torch.uint8
         for row, i in enumerate(drawn.indices):
             error = difference(batch.images[row], literal(files[i], drawn, row))
-            assert error < 0.3, (SIZES[i], drawn.scales[row], drawn.places[row])
+            assert error < 0.3, (SIZES[i], drawn.scales[row], drawn.positions[row])
 
 
 def test_loaders_agree(make_index):
@@ -208,4 +208,13 @@ def test_unknown_loader(make_index):
 def test_a_gpu_that_is_not_there(make_index):
     config = LoaderConfig(name="dali", device="gpu")
     with pytest.raises(UserError, match="no CUDA device"):
-        next(load(make_index([jpeg(30, 40)]), [], 32, config, "stop", print))
+        next(
+            load(
+                make_index([jpeg(30, 40)]),
+                [],
+                crop=32,
+                loader=config,
+                on_error="stop",
+                on_event=print,
+            )
+        )

@@ -101,7 +101,7 @@ def test_a_tar_that_changed_after_it_was_indexed(official: Official, name: str) 
     draws = training_batches(0, 0, 1, 4, len(index), (36, 64))
     config = LoaderConfig(name=name, workers=1, device="cpu")
     with pytest.raises(UserError, match=rf"{TRAIN} has changed since it was indexed"):
-        list(load(index, draws, 32, config, "skip", pytest.fail))
+        list(load(index, draws, crop=32, loader=config, on_error="skip", on_event=pytest.fail))
 
 
 def test_a_tar_cut_while_it_is_read(official: Official) -> None:
@@ -118,7 +118,8 @@ def test_a_tar_cut_while_it_is_read(official: Official) -> None:
 def test_other_images_do_not_stand_in_for_a_cut_tar(official: Official, name: str) -> None:
     index = scan_folder(official.root, "train")
     draws = training_batches(0, 0, 200, 4, len(index), (36, 64))
-    batches = load(index, draws, 32, LoaderConfig(name=name, workers=1), "skip", pytest.fail)
+    config = LoaderConfig(name=name, workers=1)
+    batches = load(index, draws, crop=32, loader=config, on_error="skip", on_event=pytest.fail)
     next(batches)
     os.truncate(official.root / TRAIN, 10_000)
     with pytest.raises(UserError, match=rf"{TRAIN} has changed since it was indexed"):

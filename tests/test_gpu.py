@@ -35,7 +35,7 @@ def test_dali_on_the_gpu_sees_what_pillow_sees(synthetic: Path) -> None:
     for choice in (["loader=dali", "loader.device=gpu"], ["loader=torchvision"]):
         draws = training_batches(0, 0, 4, 32, len(index), (128, 256))
         loader = composed(*choice).loader
-        batches = list(load(index, draws, 112, loader, "stop", print))
+        batches = list(load(index, draws, crop=112, loader=loader, on_error="stop", on_event=print))
         assert all(isinstance(batch.images, torch.Tensor) for batch in batches)
         seen[choice[0]] = torch.cat([batch.images.cpu() for batch in batches]).float()
     gap = (seen["loader=dali"] - seen["loader=torchvision"]).abs().mean((1, 2, 3))

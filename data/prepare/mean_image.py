@@ -71,10 +71,10 @@ class _Sums:
 def _sum_crops(index: ImageIndex, rows: range, *, crop: int, scale: int, skip: bool) -> _Sums:
     """Sums over these images of the index; for data.prepare.pool."""
     sums = _Sums.zero(crop)
-    centre = centre_draws(np.zeros(1, np.int64), scale).places[0]
+    centre = centre_draws(np.zeros(1, np.int64), scale).positions[0]
     for i in rows:
         try:
-            image = show(index.read(i), scale=scale, place=centre, flip=False, crop=crop)
+            image = show(index.read(i), scale=scale, position=centre, flip=False, crop=crop)
         except (BadImage, OSError) as error:
             path = f"{index.path(i)} ({reason(error)})"
             if not skip:

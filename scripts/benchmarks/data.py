@@ -93,7 +93,9 @@ class DataBenchmark(Benchmark):
     def _ours(self, name: str, index: ImageIndex) -> Iterator[int]:
         config = LoaderConfig(name=name, workers=self.threads, device=self.device)
         draws = training_batches(0, 0, 2**31, BATCH, len(index), (LOW, HIGH))
-        with closing(load(index, draws, CROP, config, "stop", print)) as batches:
+        with closing(
+            load(index, draws, crop=CROP, loader=config, on_error="stop", on_event=print)
+        ) as batches:
             for batch in batches:
                 yield len(batch.labels)
 
