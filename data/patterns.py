@@ -1,8 +1,8 @@
-"""Drawing of the generated set's images: one pattern a class, everything else left to chance.
+"""Draws the images of the generated set: one pattern a class, everything else is random.
 
-What tells the classes apart is the texture. Colours, contrast, polarity, frequency, orientation,
-place, lighting, background and what lies in front vary alike in every class, so that no colour
-statistic gives the class away.
+The classes differ in texture alone. Colours, contrast, polarity, frequency, orientation, position,
+lighting, background and what lies in front vary alike in every class, so colour statistics do not
+give the class away.
 """
 
 import math
@@ -16,47 +16,23 @@ from PIL import Image, ImageDraw
 Map = npt.NDArray[np.floating[Any]]  # float32 in fact
 Rng = np.random.Generator
 
-_MIN_CONTRAST = 80.0  # luma between a pattern's two colours, so that grey images are solvable too
+_MIN_CONTRAST = 80.0  # in luma, between a pattern's two colours: greyscale images show it too
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _noise(rng: Rng, height: int, width: int, cells: float) -> Map:
-    """Smooth noise [height, width], about N(0, 1): `cells` grid cells along the shorter side."""
+    """Smooth noise [height, width], about N(0, 1), with `cells` grid cells on the shorter side."""
     side = min(height, width) / cells
     shape = (max(int(height / side), 1) + 3, max(int(width / side), 1) + 3)
     grid = Image.fromarray(rng.standard_normal(shape, np.float32))
-    # Cubic interpolation between grid points; the border cells, where it has no data, are cut off.
+    # Bicubic interpolation; the border cells, where it lacks neighbours, are cut off.
     box = (1.0, 1.0, 1.0 + width / side, 1.0 + height / side)
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def _cell(t: Map) -> Map:
-    """Place inside the unit cell, in [-0.5, 0.5)."""
+    """Position inside the unit cell, in [-0.5, 0.5)."""
     return t - np.floor(t) - 0.5
-
-
-# A pattern is a map of two coordinates, in periods: positive inside the figure, negative outside,
-# of about unit size, its sign change being the figure's edge.
-
-
-def _stripes(u: Map, v: Map, rng: Rng) -> Map:
-    return np.sin(2 * np.pi * u)
-
-
-def _checker(u: Map, v: Map, rng: Rng) -> Map:
-    return 2 * np.sin(np.pi * u) * np.sin(np.pi * v)
-
-
-def _dots(u: Map, v: Map, rng: Rng) -> Map:
-    return 5 * (rng.uniform(0.26, 0.36) - np.hypot(_cell(u + 0.5 * (np.floor(v) % 2)), _cell(v)))
-
-
-def _rings(u: Map, v: Map, rng: Rng) -> Map:
-    return np.sin(2 * np.pi * np.hypot(u, v))
-
-
-def _zigzag(u: Map, v: Map, rng: Rng) -> Map:
-    return np.sin(2 * np.pi * (u + rng.uniform(1.4, 2.0) * np.abs(_cell(0.6 * v))))
 
 
 def _crosses(u: Map, v: Map, rng: Rng) -> Map:
@@ -65,18 +41,10 @@ def _crosses(u: Map, v: Map, rng: Rng) -> Map:
     return 8 * np.maximum(np.minimum(half - a, arm - b), np.minimum(half - b, arm - a))
 
 
-def _blobs(u: Map, v: Map, rng: Rng) -> Map:
-    return 1.5 * _noise(rng, u.shape[0], u.shape[1], rng.uniform(4, 7))
-
-
 def _bricks(u: Map, v: Map, rng: Rng) -> Map:
     a = np.abs(_cell(0.5 * u + 0.5 * (np.floor(v) % 2)))
     joint = rng.uniform(0.07, 0.13)
     return 8 * np.minimum(0.5 - np.abs(_cell(v)) - joint, 2 * (0.5 - a) - joint)
-
-
-def _spokes(u: Map, v: Map, rng: Rng) -> Map:
-    return 1.5 * np.sin(int(rng.integers(6, 12)) * np.arctan2(v, u))
 
 
 def _scales(u: Map, v: Map, rng: Rng) -> Map:
@@ -89,22 +57,28 @@ def _scales(u: Map, v: Map, rng: Rng) -> Map:
     return 4 * (np.abs(radius - 0.8) - 0.14)
 
 
+# A pattern is a map of two coordinates, in periods. It is positive inside the figure, negative
+# outside, and of about unit size; its zeros are the figure's edges.
 PATTERNS: dict[str, Callable[[Map, Map, Rng], Map]] = {
-    "stripes": _stripes,
-    "checker": _checker,
-    "dots": _dots,
-    "rings": _rings,
-    "zigzag": _zigzag,
+    "stripes": lambda u, v, rng: np.sin(2 * np.pi * u),
+    "checker": lambda u, v, rng: 2 * np.sin(np.pi * u) * np.sin(np.pi * v),
+    "dots": lambda u, v, rng: (
+        5 * (rng.uniform(0.26, 0.36) - np.hypot(_cell(u + 0.5 * (np.floor(v) % 2)), _cell(v)))
+    ),
+    "rings": lambda u, v, rng: np.sin(2 * np.pi * np.hypot(u, v)),
+    "zigzag": lambda u, v, rng: np.sin(
+        2 * np.pi * (u + rng.uniform(1.4, 2.0) * np.abs(_cell(0.6 * v)))
+    ),
     "crosses": _crosses,
-    "blobs": _blobs,
+    "blobs": lambda u, v, rng: 1.5 * _noise(rng, u.shape[0], u.shape[1], rng.uniform(4, 7)),
     "bricks": _bricks,
-    "spokes": _spokes,
+    "spokes": lambda u, v, rng: 1.5 * np.sin(int(rng.integers(6, 12)) * np.arctan2(v, u)),
     "scales": _scales,
 }
 
 
 def _coordinates(rng: Rng, height: int, width: int) -> tuple[Map, Map, Map, Map]:
-    """(y, x) in shorter sides from the centre, and (u, v): turned, moved, bent, in periods."""
+    """(y, x) from the centre, in shorter sides, and (u, v): rotated, shifted, bent, in periods."""
     side = min(height, width)
     y, x = np.mgrid[:height, :width].astype(np.float32) / side
     y, x = y - np.float32(height / side / 2), x - np.float32(width / side / 2)
@@ -122,7 +96,7 @@ def _coordinates(rng: Rng, height: int, width: int) -> tuple[Map, Map, Map, Map]
 
 
 def _two_colours(rng: Rng) -> npt.NDArray[np.float32]:
-    """[2, 3] RGB colours around a middle one; which of them is the lighter is chance."""
+    """[2, 3] two RGB colours around a middle one; which of them is lighter is random."""
     middle = rng.uniform(90, 165, 3)
     while True:
         half = rng.uniform(-75, 75, 3)
@@ -131,7 +105,7 @@ def _two_colours(rng: Rng) -> npt.NDArray[np.float32]:
 
 
 def _clutter(rng: Rng, height: int, width: int) -> Map:
-    """A background [3, height, width] of cloudy colours at several sizes."""
+    """A cloudy background [3, height, width], with noise at several scales."""
     fine = _noise(rng, height, width, rng.uniform(8, 24))
     planes = [
         rng.uniform(90, 165)
@@ -142,8 +116,8 @@ def _clutter(rng: Rng, height: int, width: int) -> Map:
     return np.stack(planes)
 
 
-def _put_in_front(rng: Rng, picture: Image.Image) -> None:
-    """A few small shapes of one colour each, which hide some of the figure."""
+def _occlude(rng: Rng, picture: Image.Image) -> None:
+    """Draw a few small shapes of one colour each over the figure."""
     draw, side = ImageDraw.Draw(picture), min(picture.size)
     for _ in range(rng.integers(0, 4)):
         x, y = rng.uniform(0, picture.width), rng.uniform(0, picture.height)
@@ -154,12 +128,12 @@ def _put_in_front(rng: Rng, picture: Image.Image) -> None:
 
 
 def draw_image(pattern: str, rng: Rng, height: int, width: int) -> Image.Image:
-    """An RGB image of the class `pattern`, `height` x `width` pixels, all else drawn from `rng`."""
+    """An RGB image of the class `pattern`; everything else about it is drawn from `rng`."""
     y, x, u, v = _coordinates(rng, height, width)
     ink = 0.5 + 0.5 * np.tanh(rng.uniform(1.5, 4.0) * PATTERNS[pattern](u, v, rng))
     first, second = _two_colours(rng)[:, :, None, None]
     figure = first + ink * (second - first)
-    # The figure fills a rounded area over most of the image; around it lies the background.
+    # The figure fills a rounded area, most of the image, in front of the background.
     side = min(height, width)
     reach_y = rng.uniform(0.4, 0.6) * height / side
     reach_x = rng.uniform(0.4, 0.6) * width / side
@@ -176,5 +150,5 @@ def draw_image(pattern: str, rng: Rng, height: int, width: int) -> Image.Image:
     picture += rng.uniform(1, 6) * rng.standard_normal((height, width), np.float32)
     pixels = np.clip(np.rint(picture, out=picture), 0, 255, out=picture).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    _put_in_front(rng, image)
+    _occlude(rng, image)
     return image

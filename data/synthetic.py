@@ -1,17 +1,15 @@
-"""The embedded default data set: generated, not photographed, and shaped like ImageNet.
+"""The embedded default data set: ten classes of generated textures, in files like ImageNet's.
 
-Ten classes of textures (data/patterns.py) in the folder layout of data/sources/index.py, as files
-of the kinds that ImageNet has: varied size, aspect ratio and JPEG quality; some grey, some CMYK,
-some progressive, some with an EXIF orientation (which, as in all published ImageNet results, is to
-be ignored), and one PNG under the name of a JPEG. It serves to run and test everything without the
-real data; errors measured on it say nothing about ImageNet.
+The images (data/patterns.py) vary in size, aspect ratio and JPEG quality. Some are greyscale, CMYK
+or progressive, some have an EXIF orientation (which is ignored, as in all published ImageNet
+results), and one is a PNG with the name of a JPEG. With this set everything can be run and tested
+without ImageNet; errors measured on it say nothing about ImageNet.
 """
 
 import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +21,8 @@ from tqdm import tqdm
 from common.errors import UserError
 from data.patterns import PATTERNS, draw_image
 
-VERSION = 1  # to be raised when an image changes: sets of other versions are generated anew
-IMAGES = {"train": 200, "val": 40}  # images a class
+VERSION = 1  # raise it when an image changes: sets of other versions are generated again
+IMAGES = {"train": 200, "val": 40}  # of each class
 MARKER = ".generated-by-rectifiers"
 CLASSES = {f"g{label:02d}_{name}": name for label, name in enumerate(PATTERNS)}
 
@@ -38,11 +36,11 @@ The folder is made anew when it is deleted, and replaced when the generator chan
 
 
 def make_synthetic(root: Path | str) -> None:
-    """Generate the embedded set at `root` unless it is there already, complete and current.
+    """Generate the embedded set at `root` unless it is already there, complete and current.
 
-    The same pixels each time. The folder appears in one step; of several processes that generate
-    it at once, the first to end wins. Raises UserError where `root` is a folder that holds
-    something else, or cannot be written.
+    The images are the same each time. The folder appears atomically; if several processes generate
+    it at once, the first to finish wins. Raises UserError if `root` holds something else or cannot
+    be written.
     """
     root = Path(root).expanduser().absolute()
     if _is_complete(root):
@@ -63,19 +61,19 @@ def make_synthetic(root: Path | str) -> None:
 
 
 def encode_image(split: str, label: int, number: int) -> bytes:
-    """The file of one image of the set: a pure function of its place in it."""
+    """The file of one image of the set: a pure function of split, class and number."""
     name = list(PATTERNS)[label]
     key = (_SEED << 64) | (list(IMAGES).index(split) << 40) | (label << 20) | number
     rng = np.random.Generator(np.random.Philox(key=key))
     shorter = int(128 * 2.5 ** rng.random())  # up to 320
     widest = 3.0 if number % 20 == 11 else 1.6
     longer = int(shorter * np.exp(rng.uniform(0, np.log(widest))))
-    upright = rng.integers(4) == 0  # most photographs lie
-    height, width = (longer, shorter) if upright else (shorter, longer)
+    portrait = rng.integers(4) == 0  # most photographs are landscape
+    height, width = (longer, shorter) if portrait else (shorter, longer)
     image = draw_image(name, rng, height, width)
     file = io.BytesIO()
     if (split, label, number) == ("train", 0, 0):
-        image.save(file, "PNG")  # as n02105855_2933.JPEG of ImageNet
+        image.save(file, "PNG")  # like n02105855_2933.JPEG of ImageNet
         return file.getvalue()
     if number % 12 == 5:
         image = image.convert("L")
@@ -100,7 +98,7 @@ def _expected() -> str:
 
 
 def _is_complete(root: Path) -> bool:
-    """Whether the set of this version is at `root` with all its images."""
+    """Whether `root` holds the set of this version with all its images."""
     try:
         if (root / MARKER).read_text() != _expected():
             return False
@@ -113,45 +111,42 @@ def _is_complete(root: Path) -> bool:
         return False
 
 
-def _files() -> Iterator[tuple[str, int, int, str]]:
-    """Split, label, number and relative path of every image."""
-    for split, count in IMAGES.items():
-        for label, name in enumerate(CLASSES):
-            for number in range(count):
-                yield split, label, number, f"{split}/{name}/{name}_{number:04d}.JPEG"
-
-
 def _generate(folder: Path) -> None:
-    files = list(_files())
-    for split in IMAGES:
-        for name in CLASSES:
-            (folder / split / name).mkdir(parents=True)
+    images = [
+        (split, label, number)
+        for split, count in IMAGES.items()
+        for label in range(len(CLASSES))
+        for number in range(count)
+    ]
 
-    def write(file: tuple[str, int, int, str]) -> None:
-        (folder / file[3]).write_bytes(encode_image(*file[:3]))
+    def write(split: str, label: int, number: int) -> None:
+        name = list(CLASSES)[label]
+        path = folder / split / name / f"{name}_{number:04d}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_image(split, label, number))
 
-    # Threads, not processes: most of the time is spent in numpy and Pillow, which let go of the
-    # interpreter, and the caller's main module need not be safe to import again.
+    # Threads, not processes: most of the time is spent in numpy and Pillow, which release the
+    # interpreter's lock, and the caller's main module need not be safe to import again.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        jobs = pool.map(write, files)
-        for _ in tqdm(jobs, "generating the embedded set", len(files), unit="img", disable=None):
+        written = pool.map(write, *zip(*images, strict=True))
+        for _ in tqdm(written, "generating the embedded set", len(images), disable=None):
             pass
     (folder / "README.txt").write_text(_README.format(**IMAGES))
     (folder / MARKER).write_text(_expected())
 
 
 def _move_in_place(part: Path, root: Path) -> None:
-    """Rename the finished set to `root`, putting away an older or damaged one."""
+    """Rename the finished set to `root`, in place of an older or damaged one."""
     if _is_complete(root):
         return
     old = part.with_name(part.name + "-old")
     if (root / MARKER).is_file():
-        with suppress(FileNotFoundError):  # another process has just put it away
+        with suppress(FileNotFoundError):  # another process has just moved it
             os.rename(root, old)
     try:
         os.rename(part, root)
     except OSError:
-        if not _is_complete(root):  # else another process was first, with the same pixels
+        if not _is_complete(root):  # else another process was first, with the same images
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
