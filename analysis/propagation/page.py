@@ -218,9 +218,9 @@ def _initial_stds() -> list[Claim]:
     return [
         Claim(
             f"VGG model B, ReLU: std of the {filters} filters by Eq. 14",
-            printed,
-            f"{math.sqrt(2 / (9 * filters)):.4f}",
-            f"{torch.cat([w.flatten() for w in convs if len(w) == filters]).std():.4f}",
+            paper=printed,
+            closed_form=f"{math.sqrt(2 / (9 * filters)):.4f}",
+            measured=f"{torch.cat([w.flatten() for w in convs if len(w) == filters]).std():.4f}",
         )
         for filters, printed in _PRINTED_STDS.items()
     ]
@@ -236,7 +236,13 @@ def _vgg_gradients(results: Results) -> list[Claim]:
     if he and fixed:
         ratio = np.sqrt(he.measured.backward[:, 1] / fixed.measured.backward[:, 1])
         measured = f"1/({span(ratio, '.1f')})"
-    stated = [Claim(f"{start} std 0.01 against He", "1/(1.7e4)", f"1/{factor:.1f}", measured)]
+    both = Claim(
+        f"{start} std 0.01 against He",
+        paper="1/(1.7e4)",
+        closed_form=f"1/{factor:.1f}",
+        measured=measured,
+    )
+    stated = [both]
     for name, result in (("He", he), ("std 0.01", fixed)):
         closed_form, measured = "", NOT_RUN
         if result:  # alone, borders and pools show
@@ -245,7 +251,8 @@ def _vgg_gradients(results: Results) -> list[Claim]:
             closed_form = f"{predicted**0.5:.3g}; "
             closed_form += f"with pools and borders {(predicted * known) ** 0.5:.3g}"
             measured = _with_spread(np.sqrt(result.measured.backward[:, 1]))
-        stated.append(Claim(f"{start} {name} alone", "", closed_form, measured))
+        alone = f"{start} {name} alone"
+        stated.append(Claim(alone, paper="", closed_form=closed_form, measured=measured))
     return stated
 
 
@@ -257,9 +264,9 @@ def _xavier(results: Results, he: Result) -> Claim:
     xavier = results[he.model, he.act, "xavier"].measured.forward
     return Claim(
         f"{he.model}, {name}: std of the last response, Xavier against He forward",
-        f"{root}^{layers}" if is_relu else "",
-        f"{root}^{layers} = {gain(he.slope) ** (layers / 2):.4e}",
-        span(np.sqrt(xavier[:, -1] / he.measured.forward[:, -1]), ".4e"),
+        paper=f"{root}^{layers}" if is_relu else "",
+        closed_form=f"{root}^{layers} = {gain(he.slope) ** (layers / 2):.4e}",
+        measured=span(np.sqrt(xavier[:, -1] / he.measured.forward[:, -1]), ".4e"),
     )
 
 
@@ -271,9 +278,9 @@ def _telescope(results: Results, he: Result) -> Claim:
     ratio = (backward[:, -1] / backward[:, 0]) / (forward[:, -1] / forward[:, 0])
     return Claim(
         f"{he.model}, ReLU: Var[y_L] / Var[y_1], He backward against He forward",
-        "c_2 / d_L",
-        f"{channels}/{filters} = {channels / filters:.6f}",
-        span(ratio, ".6f"),
+        paper="c_2 / d_L",
+        closed_form=f"{channels}/{filters} = {channels / filters:.6f}",
+        measured=span(ratio, ".6f"),
     )
 
 

@@ -24,14 +24,14 @@ TEN = Test("ten", "ten", (256,))
 DENSE = Test("dense", "dense", (256, 384, 480))
 # Scaled runs: scales in proportion to a crop of 64, and fewer images.
 SCALED_TESTS = {
-    TEN: Test("ten", "ten", (73,), 2000),
-    DENSE: Test("dense", "dense", (73, 110, 137), 2000),
+    TEN: Test("ten", "ten", (73,), subset=2000),
+    DENSE: Test("dense", "dense", (73, 110, 137), subset=2000),
 }
 SCALED_SEEDS = (0, 1, 2)
 SCALED_TARGETS = ("table2", "table4", "fig2", "fig3")
 
-# Table 7: six models, one of them C; which the others are, the paper does not say.
-ENSEMBLE = "ensemble"  # stands for the six together where a run's experiment is asked for
+# Table 7: six models, one of them C; the paper does not name the others.
+ENSEMBLE = "ensemble"  # the experiment of the six together
 ENSEMBLE_MEMBERS: tuple[Member, ...] = (
     ("c-prelu", 0),
     ("b-prelu", 0),
@@ -85,16 +85,16 @@ class CurveFigure:
 
 
 TABLE2 = ErrorTable(
-    "table2",
-    "Table 2: rectifiers in the 14-layer model, ten views at scale 256",
-    ("activation",),
-    (
+    name="table2",
+    title="Table 2: rectifiers in the 14-layer model, ten views at scale 256",
+    head=("activation",),
+    rows=(
         Row(("ReLU",), (33.82, 13.34), "small14-relu"),
         Row(("Leaky ReLU, a = 0.01",), (None, None), "small14-lrelu"),
         Row(("PReLU, channel-shared",), (32.71, 12.87), "small14-prelu-shared"),
         Row(("PReLU, channel-wise",), (32.64, 12.75), "small14-prelu"),
     ),
-    "The paper's table has no Leaky ReLU.",
+    note="The paper's table has no Leaky ReLU.",
 )
 
 _TABLE4: dict[int | None, tuple[Errors, Errors]] = {
@@ -104,24 +104,24 @@ _TABLE4: dict[int | None, tuple[Errors, Errors]] = {
     None: ((24.02, 6.51), (22.97, 6.28)),
 }
 TABLE4 = ErrorTable(
-    "table4",
-    "Table 4: ReLU and PReLU in model A, dense testing",
-    ("scale", "activation"),
-    tuple(
-        Row((str(scale or "multi-scale"), act), errors, experiment, DENSE, scale)
+    name="table4",
+    title="Table 4: ReLU and PReLU in model A, dense testing",
+    head=("scale", "activation"),
+    rows=tuple(
+        Row((str(scale or "multi-scale"), act), errors, experiment, test=DENSE, scale=scale)
         for scale, pair in _TABLE4.items()
         for act, experiment, errors in zip(
             ("ReLU", "PReLU"), ("a-relu", "a-prelu"), pair, strict=True
         )
     ),
-    "Both runs switch the learning rate at the same epochs.",
+    note="Both runs switch the learning rate at the same epochs.",
 )
 
 TABLE5 = ErrorTable(
-    "table5",
-    "Table 5: single models, ten views",
-    ("model",),
-    (
+    name="table5",
+    title="Table 5: single models, ten views",
+    head=("model",),
+    rows=(
         Row(("MSRA [11]",), (29.68, 10.95)),
         Row(("VGG-16 [25], tested by the authors",), (28.07, 9.33)),
         Row(("GoogLeNet",), (None, 9.15)),
@@ -133,71 +133,71 @@ TABLE5 = ErrorTable(
 )
 
 TABLE6 = ErrorTable(
-    "table6",
-    "Table 6: single models, dense testing at scales 256, 384 and 480",
-    ("model",),
-    (
+    name="table6",
+    title="Table 6: single models, dense testing at scales 256, 384 and 480",
+    head=("model",),
+    rows=(
         Row(("MSRA [11], in competition, test set",), (27.86, 9.08)),
         Row(("VGG [25], in competition, test set",), (None, 8.43)),
         Row(("GoogLeNet, in competition",), (None, 7.89)),
         Row(("VGG [25], v2",), (24.8, 7.5)),
         Row(("VGG [25], v5",), (24.4, 7.1)),
         Row(("Baidu",), (24.88, 7.42)),
-        Row(("A, ReLU",), (24.02, 6.51), "a-relu", DENSE),
-        Row(("A, PReLU",), (22.97, 6.28), "a-prelu", DENSE),
-        Row(("B, PReLU",), (22.85, 6.27), "b-prelu", DENSE),
-        Row(("C, PReLU",), (21.59, 5.71), "c-prelu", DENSE),
+        Row(("A, ReLU",), (24.02, 6.51), "a-relu", test=DENSE),
+        Row(("A, PReLU",), (22.97, 6.28), "a-prelu", test=DENSE),
+        Row(("B, PReLU",), (22.85, 6.27), "b-prelu", test=DENSE),
+        Row(("C, PReLU",), (21.59, 5.71), "c-prelu", test=DENSE),
     ),
 )
 
 TABLE7 = ErrorTable(
-    "table7",
-    "Table 7: several models together",
-    ("models",),
-    (
+    name="table7",
+    title="Table 7: several models together",
+    head=("models",),
+    rows=(
         Row(("MSRA [11], in competition",), (None, 8.06)),
         Row(("VGG [25], in competition",), (None, 7.32)),
         Row(("GoogLeNet, in competition",), (None, 6.66)),
         Row(("VGG [25], v5",), (None, 6.8)),
         Row(("Baidu",), (None, 5.98)),
-        Row(("PReLU-nets, six models",), (None, 4.94), ENSEMBLE, DENSE),
+        Row(("PReLU-nets, six models",), (None, 4.94), ENSEMBLE, test=DENSE),
     ),
-    "The paper's numbers are of the test set, ours of the validation set. Six models, one of them "
-    "C; ours are C, B with two seeds and A with three, dense at three scales, weighted alike. A "
-    "person: 5.1 % (Russakovsky et al.).",
+    note="The paper's numbers are for the test set, ours for the validation set. The paper has six "
+    "models, one of them C; ours are C, B with two seeds and A with three, dense at three scales, "
+    "equally weighted. Human: 5.1 % (Russakovsky et al.).",
 )
 
 SEC22 = ErrorTable(
-    "sec22",
-    "Sec. 2.2: initialisation, models trained to the end, ReLU",
-    ("model", "initialisation"),
-    (
+    name="sec22",
+    title="Sec. 2.2: initialisation, fully trained models, ReLU",
+    head=("model", "initialisation"),
+    rows=(
         Row(("14 layers", "Xavier"), (33.90, 13.44), "small14-relu-xavier"),
         Row(("14 layers", "He"), (33.82, 13.34), "small14-relu"),
         Row(("30 layers", "He"), (38.56, 16.59), "small30-relu"),
     ),
-    "The paper does not name the views; ours are ten at scale 256.",
+    note="The paper does not name the views; ours are ten at scale 256.",
 )
 
 ERROR_TABLES = (TABLE2, TABLE4, TABLE5, TABLE6, TABLE7, SEC22)
 
 FIG2 = CurveFigure(
-    "fig2",
-    "Fig. 2: model B (22 layers), ReLU, from He's and Xavier's initialisation",
-    (("He", "fig2-he"), ("Xavier", "fig2-xavier")),
-    "Both converge; He's starts to reduce the error earlier.",
+    name="fig2",
+    title="Fig. 2: model B (22 layers), ReLU, with He and Xavier initialisation",
+    curves=(("He", "fig2-he"), ("Xavier", "fig2-xavier")),
+    claim="Both converge; He starts to reduce the error earlier.",
 )
 FIG3 = CurveFigure(
-    "fig3",
-    "Fig. 3: the 30-layer model, ReLU, from He's and Xavier's initialisation",
-    (("He", "fig3-he"), ("Xavier", "fig3-xavier")),
-    "He's converges; Xavier's stalls, with diminishing gradients.",
+    name="fig3",
+    title="Fig. 3: the 30-layer model, ReLU, with He and Xavier initialisation",
+    curves=(("He", "fig3-he"), ("Xavier", "fig3-xavier")),
+    claim="He converges; Xavier stalls, with diminishing gradients.",
 )
 SEC22_DEPTH = CurveFigure(
-    "sec22-depth",
-    "Sec. 2.2: model B with 3, 6 and 9 more convolutions, ReLU, He",
-    tuple((f"B + {n}" if n else "B", f"b-extra{n}") for n in (0, 3, 6, 9)),
-    "With more layers training and test error are worse in the first 20 epochs.",
+    name="sec22-depth",
+    title="Sec. 2.2: model B with 3, 6 and 9 more convolutions, ReLU, He",
+    curves=tuple((f"B + {n}" if n else "B", f"b-extra{n}") for n in (0, 3, 6, 9)),
+    claim="With more layers training and test error are worse in the first 20 epochs.",
 )
 CURVE_FIGURES = (FIG2, FIG3, SEC22_DEPTH)
 

@@ -119,7 +119,9 @@ def error_table(table: ErrorTable, edition: Edition, runs: Sequence[Run], title:
         if row.scale is not None:
             scale = edition.test(row.test).scales[row.test.scales.index(row.scale)]
         label = tuple(str(scale) if text == str(row.scale) else text for text in row.label)
-        pair = [_error_numbers(row, metric, tested, edition, scale) for metric in (0, 1)]
+        pair = [
+            _error_numbers(row, tested, edition, metric=metric, scale=scale) for metric in (0, 1)
+        ]
         rows.append([*label, *_error_cells(pair, tested, edition)])
         labels += [label, label]
         numbers += pair
@@ -135,7 +137,7 @@ def error_table(table: ErrorTable, edition: Edition, runs: Sequence[Run], title:
 
 
 def _error_numbers(
-    row: Row, metric: int, tested: Tested, edition: Edition, scale: int | None
+    row: Row, tested: Tested, edition: Edition, *, metric: int, scale: int | None
 ) -> ErrorNumbers:
     """metric: 0 top-1, 1 top-5; scale: of the test, None: all combined."""
     name, paper = ("top1", "top5")[metric], row.paper[metric]
