@@ -55,6 +55,11 @@ class ActConfig:
     slope: float = key(MISSING, "a of Eq. 1: initial where learned, else fixed")
     learned: bool = key(MISSING, "whether the slope is learned")
     shared: bool = key(False, "one slope for a whole layer instead of one for each channel")
+    kernel: str = free(
+        "auto",
+        "triton: bias, rectifier, dropout in one GPU kernel; auto: eager, until measured",
+        choices=("auto", "eager", "triton"),
+    )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The rectifiers of Sec. 2.1."""
 
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 class FixedRectifier(nn.Module):
     """Eq. 1 with a slope that is not learned: ReLU (a = 0) or Leaky ReLU (a small)."""
+
+    fused = False  # with bias and dropout in one kernel (models/kernels.py)
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -33,6 +36,8 @@ class PReLU(nn.Module):
     constrained.
     """
 
+    fused = False
+
     def __init__(self, num_slopes: int, start: float) -> None:
         super().__init__()
         self.slopes = nn.Parameter(torch.full((num_slopes,), start))
@@ -45,8 +50,16 @@ class PReLU(nn.Module):
         return f"num_slopes={self.slopes.numel()}"
 
 
-def build_rectifier(act: "ActConfig", num_channels: int) -> nn.Module:
+Rectifier: TypeAlias = FixedRectifier | PReLU
+
+
+def build_rectifier(act: "ActConfig", num_channels: int) -> Rectifier:
     """The rectifier after a layer of `num_channels` outputs."""
+    rectifier: Rectifier
     if act.learned:
-        return PReLU(1 if act.shared else num_channels, act.slope)
-    return FixedRectifier(act.slope)
+        rectifier = PReLU(1 if act.shared else num_channels, act.slope)
+    else:
+        rectifier = FixedRectifier(act.slope)
+    # act.kernel=auto is eager until a GPU has measured both.
+    rectifier.fused = act.kernel == "triton" and find_spec("triton") is not None
+    return rectifier

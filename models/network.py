@@ -1,11 +1,12 @@
 """Builds any architecture of configs/model/: trunk (convolutions), spp, head (fc layers)."""
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.activations import build_rectifier
+from models.activations import PReLU, Rectifier, build_rectifier
 from models.dropout import Dropout
 from models.init import initialise
 from models.spp import SpatialPyramidPooling
@@ -37,6 +38,43 @@ class Scale(nn.Module):
         return f"factor={self.factor}"
 
 
+def rectified(
+    layer: nn.Conv2d | nn.Linear,
+    rectifier: Rectifier,
+    x: Tensor,
+    dropout: Dropout | None = None,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """dropout(rectifier(layer(x)), keys); all after the product in one kernel where chosen."""
+    if rectifier.fused:
+        from models import kernels  # imports Triton
+
+        if kernels.run_on(x):
+            if isinstance(layer, nn.Conv2d):
+                product = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
+            else:
+                product = F.linear(x, layer.weight)
+            assert layer.bias is not None
+            slopes = rectifier.slopes if isinstance(rectifier, PReLU) else rectifier.slope
+            return kernels.rectify(product, layer.bias, slopes, dropout, keys)
+    y = rectifier(layer(x))
+    return y if dropout is None else dropout(y, keys)
+
+
+class Trunk(nn.Sequential):
+    """Convolutions, each followed by its rectifier, and pools."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C, h, w]."""
+        x, layers = images, iter(self)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                x = rectified(layer, cast(Rectifier, next(layers)), x)
+            else:
+                x = layer(x)
+        return x
+
+
 class Head(nn.Module):
     """fc1 and fc2, each with rectifier and dropout, and fc3: bin features -> logits."""
 
@@ -55,8 +93,8 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, keys: Tensor | None = None) -> Tensor:
         """features [B, C * bins] -> logits [B, classes]; keys as in Network.forward."""
-        x = self.drop1(self.rect1(self.fc1(features)), keys)
-        x = self.drop2(self.rect2(self.fc2(x)), keys)
+        x = rectified(self.fc1, self.rect1, features, self.drop1, keys)
+        x = rectified(self.fc2, self.rect2, x, self.drop2, keys)
         return self.fc3(x)
 
 
@@ -68,7 +106,7 @@ class Network(nn.Module):
         self.trunk, self.spp, self.head = trunk, spp, head
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
-        """images [B, 3, H, W], grey levels less their mean -> logits [B, classes].
+        """images [B, 3, H, W], pixel values less their mean -> logits [B, classes].
 
         keys: int64 [B], each sample's key for the dropout masks; None (testing): no dropout.
         """
@@ -84,7 +122,7 @@ def convs_per_stage(model: "ModelConfig") -> list[int]:
     return counts
 
 
-def build_trunk(model: "ModelConfig", act: "ActConfig") -> tuple[nn.Sequential, int]:
+def build_trunk(model: "ModelConfig", act: "ActConfig") -> tuple[Trunk, int]:
     """The convolutional part and the channels of its last map; layers are named as in Table 1."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if model.input_scale != 1:
@@ -100,7 +138,7 @@ def build_trunk(model: "ModelConfig", act: "ActConfig") -> tuple[nn.Sequential, 
             channels = stage.filters
         if stage.pool:
             layers[f"pool{s}"] = nn.MaxPool2d(stage.pool, stage.pool_stride)  # rounds down
-    return nn.Sequential(layers), channels
+    return Trunk(layers), channels
 
 
 def build_network(

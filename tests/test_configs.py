@@ -15,7 +15,7 @@ from tests.conftest import ROOT, composed
 # Keys that do not change what is computed, but for rounding; data set and mean image may move.
 RESUMABLE = {
     *("compile", "data.mean", "data.on_error", "data.root", "device", "log_every", "max_steps"),
-    *("micro_batch", "parallel", "runs", "skip_steps", "timeout", "val_every"),
+    *("act.kernel", "micro_batch", "parallel", "runs", "skip_steps", "timeout", "val_every"),
     *("loader.name", "loader.workers", "loader.prefetch", "loader.device"),
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.asynchronous"),
 }
