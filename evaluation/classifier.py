@@ -1,0 +1,60 @@
+"""A trained network as one module that leaves the project: uint8 images in, probabilities out."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import TrainConfig
+from configs.store import from_dict
+from data.normalise import network_input, warp_mean
+from engine.checkpoint import load_checkpoint
+from evaluation.windows import pyramid_bins
+from models.network import Network, build_network
+
+
+class Classifier(nn.Module):
+    """One crop of each image, as `views=centre` sees it, with the mean and the softmax inside."""
+
+    mean: Tensor
+
+    def __init__(
+        self, network: Network, mean: Tensor, *, name: str, crop: int, classes: list[str]
+    ) -> None:
+        super().__init__()
+        self.network, self.name, self.crop, self.classes = network, name, crop, classes
+        self.register_buffer("mean", warp_mean(mean, crop, crop))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 RGB [B, crop, crop, 3] -> probabilities, float32 [B, classes]."""
+        maps = self.network.trunk(network_input(images, self.mean))
+        return self.network.head(self._pool(maps)).softmax(1)
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        """models/spp.py for maps of one size: other programs have no adaptive pooling."""
+        _, _, height, width = maps.shape
+        features = []
+        for level in self.network.spp.levels:
+            bins = pyramid_bins([level], height, width)
+            pooled = [
+                maps[:, :, one.y : one.y + one.height, one.x : one.x + one.width].amax((2, 3))
+                for one in bins
+            ]
+            features.append(torch.stack(pooled, dim=2).flatten(1))
+        return torch.cat(features, dim=1)
+
+
+def load_classifier(checkpoint: Path) -> Classifier:
+    """The network of a checkpoint, on the CPU, in fp32, for testing.
+
+    Raises UserError if the file is missing, damaged or no checkpoint.
+    """
+    state = load_checkpoint(checkpoint)
+    run = from_dict(state["config"], TrainConfig)
+    classes = state["classes"]
+    network = build_network(run.model, run.act, run.init, len(classes), seed=None)
+    network.load_state_dict(state["network"])
+    crop = run.data.crop
+    return Classifier(
+        network, state["mean"], name=run.model.name, crop=crop, classes=classes
+    ).eval()
