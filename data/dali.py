@@ -65,12 +65,12 @@ def _prepare(data: bytes, draws: Draws, row: int, *, crop: int | None, by_pillow
     if draws.flips[row]:  # DALI flips a rectangle whose ends are swapped
         shown_start[1], shown_end[1] = shown_end[1], shown_start[1]
     return _Input(
-        np.frombuffer(data, np.uint8),
-        start.astype(np.int32),
-        (end - start).astype(np.int32),
-        shown_start.astype(np.float32),
-        shown_end.astype(np.float32),
-        np.array(shown.size, np.float32),
+        file=np.frombuffer(data, np.uint8),
+        region_start=start.astype(np.int32),
+        region_shape=(end - start).astype(np.int32),
+        shown_start=shown_start.astype(np.float32),
+        shown_end=shown_end.astype(np.float32),
+        size=np.array(shown.size, np.float32),
     )
 
 

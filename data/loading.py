@@ -148,7 +148,9 @@ def training_stream(
     """Rows `share` of the batches of steps start .. stop - 1, as Sec. 3 trains."""
     size, scale = config.batch_size, config.data.scale_range
     draws = (
-        training_draws(config.seed, step, size, len(index), scale).rows(share)
+        training_draws(config.seed, step, batch_size=size, num_images=len(index), scale=scale).rows(
+            share
+        )
         for step in range(start, stop)
         if not skipping(step + 1, config.skip_steps)
     )

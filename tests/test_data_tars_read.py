@@ -20,7 +20,7 @@ from configs.schema import LoaderConfig
 from data.draws import epoch_order, training_batches, training_draws
 from data.loading import load
 from data.sources.cache import cache_file, keep
-from data.sources.imagenet import scan_state
+from data.sources.imagenet import NUM_IMAGES, scan_state
 from data.sources.index import ImageIndex, scan_folder
 from scripts.benchmarks.data import class_folders
 from tests.pictures import LOADERS
@@ -145,7 +145,7 @@ def seconds_of(run: Callable[[], object], rounds: int) -> float:
 
 def test_a_full_imagenet_is_a_small_list(tmp_path: Path) -> None:
     """A kept list of 1,281,167 images, whose tar is empty."""
-    num_images, num_classes = 1_281_167, 1000
+    num_images, num_classes = NUM_IMAGES["train"], 1000
     (tar := tmp_path / TRAIN).touch()
     names = np.char.add(b"n01440764_", np.arange(num_images).astype("S7"))
     keep(

@@ -7,10 +7,8 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 from tqdm import tqdm
@@ -47,9 +45,9 @@ class _Check:
     faults: list[str] = field(default_factory=list)  # sentences
     devkit: Devkit | None = None
 
-    def wrong(self, place: str, fault: str) -> None:
+    def wrong(self, name: str, fault: str) -> None:
         """Something is wrong with a file or folder."""
-        self.faults.append(f"{place} {fault}")
+        self.faults.append(f"{name} {fault}")
         self.tell(f"WRONG: {self.faults[-1]}")
 
 
@@ -84,9 +82,9 @@ def check(
             except UserError as error:
                 run.wrong(path.name, f"cannot be used: {error}")
                 continue
-            _check_numbers(run, split, path.name, index)
+            _check_numbers(run, split, index)
             if decode and len(index):
-                _check_images(run, split, path.name, index, num_workers=decode)
+                _check_images(run, split, index, num_workers=decode)
     return run.faults
 
 
@@ -108,41 +106,34 @@ def _check_devkit(run: _Check) -> None:
 
 
 def _check_sums(run: _Check) -> None:
-    """Compare the MD5 sums of the official files, all at the same time."""
-    official = [name for split in SPLITS for name in TARS[split]] + [DEVKIT]
-    names = [name for name in official if (run.root / name).is_file()]
-    stop, size = Event(), sum((run.root / name).stat().st_size for name in names)
-    with (
-        tqdm(total=size, desc="MD5", unit="B", unit_scale=True, disable=None) as bar,
-        ThreadPoolExecutor(max(len(names), 1)) as pool,
-    ):
+    """Compare the MD5 sums of the official files."""
+    for name, expected in run.release.md5.items():
+        if not (run.root / name).is_file():
+            continue
         try:
-            sums = [pool.submit(_md5_of, run.root / name, bar, stop) for name in names]
-            for name, future in zip(names, sums, strict=True):
-                expected = run.release.md5.get(name)
-                try:
-                    md5 = future.result()
-                except UserError as error:
-                    run.wrong(name, f"cannot be read to its end: {error}")
-                    continue
-                if expected is None:
-                    run.tell(f"{name}: MD5 {md5}, which cannot be compared with anything")
-                elif md5 == expected:
-                    run.tell(f"{name}: MD5 {md5}, as it should be")
-                else:
-                    run.wrong(name, f"has the MD5 {md5} instead of {expected}: download it again")
-        finally:
-            stop.set()  # after Ctrl-C, nobody waits for 138 GB to be read
+            md5 = _md5_of(run.root / name)
+        except UserError as error:
+            run.wrong(name, f"cannot be read to its end: {error}")
+            continue
+        if md5 == expected:
+            run.tell(f"{name}: MD5 {md5}, as it should be")
+        else:
+            run.wrong(name, f"has the MD5 {md5} instead of {expected}: download it again")
 
 
-def _md5_of(path: Path, bar: tqdm, stop: Event) -> str:
+def _md5_of(path: Path) -> str:
     """Hex MD5 of a file. Raises UserError if it cannot be read."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with readable(path), open(path, "rb", buffering=0) as file:
-        while not stop.is_set() and (chunk := file.read(_CHUNK)):
+    digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
+    with (
+        readable(path),
+        open(path, "rb", buffering=0) as file,
+        tqdm(
+            total=size, desc=f"MD5 of {path.name}", unit="B", unit_scale=True, disable=None
+        ) as bar,
+    ):
+        while chunk := file.read(_CHUNK):
             digest.update(chunk)
-            with bar.get_lock():
-                bar.update(len(chunk))
+            bar.update(len(chunk))
     return digest.hexdigest()
 
 
@@ -166,8 +157,13 @@ def _read_tar(run: _Check, path: Path) -> ImageIndex:
             faults.append(unlabelled(images.names[labels < 0]))
     for fault in filter(None, faults):
         run.wrong(path.name, fault)
-    reader = TarReader(str(path), stamp, images.offsets, images.sizes)
-    index = ImageIndex(classes, labels.astype(np.int64), str(path), images.names, reader)
+    index = ImageIndex(
+        classes,
+        labels.astype(np.int64),
+        folder=str(path),
+        names=images.names,
+        tar=TarReader(str(path), stamp, offsets=images.offsets, sizes=images.sizes),
+    )
     return index.only(np.argsort(labels, kind="stable"))
 
 
@@ -185,12 +181,12 @@ def _read_folder(run: _Check, split: str) -> ImageIndex:
             return index_folder(folder, is_train=False)
         except UserError as error:
             run.wrong(split, str(error))
-    return ImageIndex([], np.full(len(names), -1, np.int64), str(folder), names)
+    return ImageIndex([], np.full(len(names), -1, np.int64), folder=str(folder), names=names)
 
 
-def _check_numbers(run: _Check, split: str, name: str, index: ImageIndex) -> None:
+def _check_numbers(run: _Check, split: str, index: ImageIndex) -> None:
     """Compare the classes and the numbers of images."""
-    rows = index.rows_by_class()
+    name, rows = Path(index.folder).name, index.rows_by_class()
     counts = {wnid: len(part) for wnid, part in zip(index.classes, rows, strict=True)}
     text = f"{name}: {len(index):,} images"
     if any(counts.values()):
@@ -202,7 +198,7 @@ def _check_numbers(run: _Check, split: str, name: str, index: ImageIndex) -> Non
         run.wrong(name, f"has {len(index):,} images, not {expected:,}")
     if counts and split != "test":
         _check_classes(run, name, set(counts))
-        _check_counts(run, split, name, counts)
+        _check_counts(run, name, counts, split=split)
     in_folders = split == "val" and not index.tar
     if in_folders and run.devkit and (misplaced := _misplaced(index, run.devkit)):
         run.wrong(name, f"has images in the folder of another class: {_some(misplaced)}")
@@ -219,7 +215,7 @@ def _check_classes(run: _Check, name: str, classes: set[str]) -> None:
         run.wrong(name, f"has {len(classes):,} classes, not {run.release.num_classes:,}")
 
 
-def _check_counts(run: _Check, split: str, name: str, counts: dict[str, int]) -> None:
+def _check_counts(run: _Check, name: str, counts: dict[str, int], *, split: str) -> None:
     """Name the classes that have too few or too many images."""
     fewest, most = run.release.per_class.get(split, (0, sum(counts.values())))
     exact = _exact_counts(run, split)
@@ -252,12 +248,11 @@ def _misplaced(index: ImageIndex, devkit: Devkit) -> list[str]:
     return ["/".join(Path(index.path(i)).parts[-2:]) for i in rows.tolist()]
 
 
-def _check_images(
-    run: _Check, split: str, name: str, index: ImageIndex, *, num_workers: int
-) -> None:
+def _check_images(run: _Check, split: str, index: ImageIndex, *, num_workers: int) -> None:
     """Decode all images, and compare the odd ones with those that are known."""
+    name = Path(index.folder).name
     names, amounts = defaultdict[str, set[str]](set), Counter[str]()
-    for odd in over_images(odd_images, index, num_workers, f"decoding {name}"):
+    for odd in over_images(odd_images, index, num_workers=num_workers, title=f"decoding {name}"):
         for image in odd:
             if image.unreadable:
                 amounts["unreadable"] += 1

@@ -100,7 +100,7 @@ def statistics(
     """
     work = partial(_sum_crops, crop=crop, scale=scale, skip=skip)
     total = _Sums.zero(crop)
-    for sums in over_images(work, index, num_workers, "mean image"):
+    for sums in over_images(work, index, num_workers=num_workers, title="mean image"):
         for path in sums.unreadable:
             tqdm.write(f"left out: {path}")
         total.add(sums)

@@ -25,7 +25,7 @@ _AHEAD = 3  # tasks in flight for each process
 _work: tuple[Work[Any], ImageIndex]  # of this worker process
 
 
-def over_images(work: Work[T], index: ImageIndex, num_workers: int, title: str) -> Iterator[T]:
+def over_images(work: Work[T], index: ImageIndex, *, num_workers: int, title: str) -> Iterator[T]:
     """work(index, rows) for one range of rows after the other, in `num_workers` processes.
 
     The ranges do not depend on the number of processes. `title` is shown by the progress bar.

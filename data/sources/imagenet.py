@@ -99,8 +99,15 @@ def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> Ta
     _, size, modified_ns, _, devkit_modified_ns = state["state"].tolist()
     changed_ns = max(modified_ns, devkit_modified_ns)
     arrays = scan_once(path, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
-    reader = TarReader(str(path), (size, modified_ns), arrays["offsets"], arrays["sizes"])
-    return TarScan(path, arrays["classes"].tolist(), arrays["counts"], arrays["names"], reader)
+    return TarScan(
+        path,
+        classes=arrays["classes"].tolist(),
+        counts=arrays["counts"],
+        names=arrays["names"],
+        reader=TarReader(
+            str(path), (size, modified_ns), offsets=arrays["offsets"], sizes=arrays["sizes"]
+        ),
+    )
 
 
 def scan_state(path: Path) -> Arrays:

@@ -125,15 +125,17 @@ def scan_folder(
         index = index_folder(root / split, split == "train", on_progress)
     else:
         index = index_tar(root, split, on_progress)
-    if classes is None:
-        classes = index.classes if split == "train" else _training_classes(root)
+    if classes is None and split != "train":
+        has_train = (root / "train").is_dir() or find_tar(root, "train")
+        classes = class_names(root, "train") if has_train else None
     return index.relabelled(classes) if classes else index
 
 
 def index_folder(folder: Path, is_train: bool, on_progress: OnProgress = no_report) -> ImageIndex:
     """The images in `folder/<class>/`, labelled by its own classes; raises as list_classes does."""
     classes, counts, names = list_classes(folder, is_train, on_progress)
-    return ImageIndex(classes, np.repeat(np.arange(len(classes)), counts), str(folder), names)
+    labels = np.repeat(np.arange(len(classes)), counts)
+    return ImageIndex(classes, labels, folder=str(folder), names=names)
 
 
 def index_tar(root: Path, split: str, on_progress: OnProgress = no_report) -> ImageIndex:
@@ -145,7 +147,9 @@ def index_tar(root: Path, split: str, on_progress: OnProgress = no_report) -> Im
     labels = np.repeat(np.arange(len(scan.classes)), scan.counts)
     if split == "test":
         labels = np.full(len(scan.names), -1, np.int64)
-    return ImageIndex(scan.classes, labels, str(scan.path), scan.names, scan.reader)
+    return ImageIndex(
+        scan.classes, labels, folder=str(scan.path), names=scan.names, tar=scan.reader
+    )
 
 
 def class_names(root: Path | str, split: str) -> list[str]:
@@ -199,13 +203,6 @@ def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -
             f"type data=folder for any image folder, or data.num_classes={count}"
         )
     return count
-
-
-def _training_classes(root: Path) -> list[str]:
-    """Empty if there is no training set."""
-    if (root / "train").is_dir():
-        return list(class_folders(root / "train"))
-    return open_devkit(root).classes if find_tar(root, "train") else []
 
 
 def _refuse_missing(root: Path, split: str) -> None:
