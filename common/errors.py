@@ -2,6 +2,7 @@
 
 import io
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,20 @@ def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+def tell(error: BaseException) -> int:
+    """Print what ended the program, on stderr; returns its exit status.
+
+    A UserError is one sentence. Anything else is a bug and has a traceback.
+    """
+    if isinstance(error, UserError):
+        print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
+        return error.status
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    traceback.print_exception(error)
+    return 1
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
@@ -37,8 +52,7 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
-        sys.exit(error.status)
+        sys.exit(tell(error))
 
 
 @contextmanager

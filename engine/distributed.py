@@ -1,6 +1,7 @@
 """The processes of a job. A single process is a world of size 1, whose methods do nothing."""
 
 import os
+import sys
 import time
 import uuid
 import warnings
@@ -8,20 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.errors import UserError
+from common.errors import UserError, tell
 from configs.validate import validate_timeout
-from engine.watchdog import Watch, Watchdog
+from engine.watchdog import Watch, Watchdog, end_now
 
 # Hung collectives are the watchdog's business. One that only waits for slower processes, such as
 # those with more images to test, may take long.
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
 _POLL_INTERVAL = 0.02  # seconds
+
+DEV, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ def _device(choice: str, local_rank: int) -> torch.device:
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise UserError("device=cuda, but torch finds no GPU here: use device=cpu")
+    if choice == "auto" and not available and (driver := _idle_driver()):
+        raise UserError(
+            f"this machine has a GPU with driver {driver}, but torch {torch.__version__} finds "
+            f"none: it needs a driver for CUDA {torch.version.cuda}, or use device=cpu"
+        )
     if choice == "cpu" or not available:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
@@ -96,12 +105,26 @@ def _device(choice: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _idle_driver() -> str:
+    """The version of an NVIDIA driver whose GPUs are not hidden from this process; "": none."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    if hidden or not any(path.name[6:].isdigit() for path in DEV.glob("nvidia*")):
+        return ""
+    try:
+        words = DRIVER.read_text().split()
+    except OSError:
+        return "unknown"
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+
+
 @contextmanager
 def open_world(device: str, timeout: int) -> Iterator[World]:
     """Join the processes that torchrun started, if any; leave them at the end.
 
-    If one of them hangs for `timeout` seconds, all end with a sentence that names it. Raises
-    UserError for a device that does not exist, or too short a timeout.
+    If one of them hangs for `timeout` seconds, all end with a sentence that names it. One of
+    several that fails says so and ends at once: its peers may be in a collective, and destroying an
+    NCCL group is one (pytorch/pytorch#119250). Raises UserError for a device that does not exist,
+    or too short a timeout.
     """
     validate_timeout(timeout)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -120,12 +143,16 @@ def open_world(device: str, timeout: int) -> Iterator[World]:
             rank=rank,
             world_size=size,
             timeout=_COLLECTIVE_TIMEOUT,
+            device_id=chosen if chosen.type == "cuda" else None,
         )
         yield World(rank, size, chosen, watch)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except BaseException as error:
+        status = tell(error)
+        sys.stdout.flush()
         watch.close()
+        end_now(status)
+    dist.destroy_process_group()
+    watch.close()
 
 
 def own_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:

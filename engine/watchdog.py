@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -195,9 +196,7 @@ class Watchdog(Watch):
     def _end(self, sentence: str) -> None:
         if self._is_first():
             os.write(2, sentence.encode())  # the main thread may hold the lock of sys.stderr
-        for child in multiprocessing.active_children():
-            child.kill()
-        os._exit(1)
+        end_now(1)
 
     def _is_first(self) -> bool:
         """Whether no other process has noticed before; if the store cannot tell, each speaks."""
@@ -211,3 +210,10 @@ class Watchdog(Watch):
         thread.start()
         thread.join(self._every)
         return votes in ([], [1])
+
+
+def end_now(status: int) -> NoReturn:
+    """End this process and its loader's, without the clean-up that may wait for other processes."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
