@@ -38,9 +38,9 @@ class PReLU(nn.Module):
 
     fused = False
 
-    def __init__(self, num_slopes: int, start: float) -> None:
+    def __init__(self, num_slopes: int, initial: float) -> None:
         super().__init__()
-        self.slopes = nn.Parameter(torch.full((num_slopes,), start))
+        self.slopes = nn.Parameter(torch.full((num_slopes,), initial))
 
     def forward(self, y: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape."""
