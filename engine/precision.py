@@ -33,11 +33,18 @@ class Precision:
         return scaler(self.device.type, enabled=self.name == "fp16")
 
 
-def set_precision(name: str, device: torch.device) -> Precision:
-    """Choose the arithmetic for the process; raises UserError for what the device cannot do."""
+def set_precision(name: str, device: torch.device, *, fixed_shapes: bool = True) -> Precision:
+    """Choose the arithmetic for the process; raises UserError for what the device cannot do.
+
+    fixed_shapes: whether all batches have one shape, so that tuning to it pays.
+    """
     if device.type == "cpu" and name in ("tf32", "fp16"):
         raise UserError(f"precision={name} needs a GPU: use precision=fp32 or bf16 on the CPU")
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
-    torch.backends.cudnn.benchmark = True  # shapes are static
+    # Partial sums of matrix products stay in fp32.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    # Tuning costs seconds for each new shape: training has one, dense tests hundreds.
+    torch.backends.cudnn.benchmark = fixed_shapes
     return Precision(name, device)

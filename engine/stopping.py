@@ -10,8 +10,9 @@ from engine.distributed import World
 # SLURM sends SIGTERM at the time limit, or SIGUSR1 ahead of it; Ctrl-C is SIGINT.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# Steps between agreements of several processes: each makes the host wait for the device.
-_AGREE_EVERY = 10
+# Steps between agreements of several processes: each makes the host wait for the device, which a
+# GPU's queue of work would else hide.
+_AGREE_EVERY = {"cpu": 10, "cuda": 50}
 
 
 class StopRequest:
@@ -36,7 +37,7 @@ class StopRequest:
 
     def due(self, step: int) -> bool:
         """Whether the processes ask each other after this step; a single process always does."""
-        return self.world.size == 1 or step % _AGREE_EVERY == 0
+        return self.world.size == 1 or step % _AGREE_EVERY[self.world.device.type] == 0
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; all call it together and get the same answer."""

@@ -118,7 +118,8 @@ def open_images(
 def _build_scorer(
     config: EvalConfig, state: dict[str, Any], run: TrainConfig, *, scales: list[int], world: World
 ) -> Scorer:
-    precision = set_precision(config.precision or run.precision, world.device)
+    name = config.precision or run.precision
+    precision = set_precision(name, world.device, fixed_shapes=False)
     network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
     network.load_state_dict(state.pop("network"))  # frees a large model's second copy
     return Scorer(
