@@ -30,8 +30,8 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 }
 
 
-def main() -> None:
-    """Run the benchmark that the command line names."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: a command for each benchmark, with its options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="name", required=True, metavar="|".join(BENCHMARKS))
     for name, kind in BENCHMARKS.items():
@@ -40,7 +40,12 @@ def main() -> None:
         )
         add_options(command, kind)
         command.add_argument("--json", action="store_true", help="print JSON, not a table")
-    options = vars(parser.parse_args())
+    return parser
+
+
+def main() -> None:
+    """Run the benchmark that the command line names."""
+    options = vars(build_parser().parse_args())
     name, json = options.pop("name"), options.pop("json")
     with one_sentence():
         benchmark = BENCHMARKS[name](**options)

@@ -195,8 +195,8 @@ def add_start(commands: Commands) -> None:
     parser.set_defaults(run=start)
 
 
-def main(arguments: list[str]) -> None:
-    """Run the command that the arguments name."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: a command for each table and figure, and for each study."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -207,7 +207,12 @@ def main(arguments: list[str]) -> None:
     add_report(commands)
     add_analysis(commands)
     add_start(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command that the arguments name."""
+    options = build_parser().parse_args(arguments)
     with one_sentence():
         options.run(options)
 
