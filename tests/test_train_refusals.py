@@ -24,12 +24,12 @@ def test_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(
 ) -> None:
     rates = ["schedule.rule=fixed", "schedule.switch_epochs=[1]"]
     more = [*rates, "schedule.rates=[0.01,1e30]"]
-    done = run_program(*command, "name=diverged", *more, check=False)
+    done = run_program(*command, "name=not-a-number", *more, check=False)
     assert done.returncode == 1
     assert "not a number" in done.stderr or "nan" in done.stderr or "inf" in done.stderr
     assert "step 14" in done.stderr or "step 15" in done.stderr
     assert "last good checkpoint" in done.stderr
-    state = checkpoint(runs / "diverged")
+    state = checkpoint(runs / "not-a-number")
     assert state["progress"]["step"] == 13
     assert all(tensor.isfinite().all() for tensor in state["network"].values())
 
