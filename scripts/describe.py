@@ -1,8 +1,9 @@
 """Layers, map sizes, multiply-adds, parameters and initial std of an architecture.
 
-python scripts/describe.py model=C act=prelu [--json] [--processes 8] [any key of train.py]
+python scripts/describe.py model=C act=prelu [--json] [--processes 8] [--cost] [key of train.py]
 
 --processes N: also what each of N processes sends in a step and keeps, for both `parallel=`.
+--cost: GPU hours of the training on ImageNet.
 """
 
 import argparse
@@ -18,8 +19,24 @@ from common.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
 from configs.validate import validate
+from data.sources.imagenet import NUM_IMAGES
 from engine.hybrid import cost_table, costs
-from models.describe import describe, table
+from models.describe import Description, describe, table
+
+
+def cost(config: TrainConfig, network: Description) -> str:
+    """Hours of the training on ImageNet, at the speed of runs so far or by arithmetic."""
+    # Imported where it is needed: it takes a second.
+    from analysis.report.runs import Edition, load
+    from scripts.reproduction.cost import basis, hours_by_arithmetic, run_rates
+
+    images = config.epochs * NUM_IMAGES["train"]
+    name = Edition(scaled=False).model_label(config.model.name, config.model.extra_convs)
+    if measured := run_rates(load(ROOT / "results")).get(name):
+        hours, how = images / measured.images_per_second / 3600, f"({measured.source})"
+    else:
+        hours, how = hours_by_arithmetic(3 * network.multiply_adds * images, "H100"), basis("H100")
+    return f"{config.epochs} epochs, {images:,} images: {hours:,.1f} GPU hours {how}"
 
 
 def main(arguments: list[str]) -> None:
@@ -31,6 +48,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--processes", type=int, default=1, help="what each of these sends and keeps"
     )
+    parser.add_argument("--cost", action="store_true", help="GPU hours of the training")
     options, overrides = parser.parse_known_args(arguments)
     with one_sentence(), refusing(ValueError):
         config = compose_config(overrides, TrainConfig)
@@ -50,6 +68,8 @@ def main(arguments: list[str]) -> None:
     names = f"model {config.model.name}, act {config.act.name}, init {config.init.name}"
     print(f"{names}, one {config.data.crop} x {config.data.crop} image")
     print(table(network))
+    if options.cost:
+        print(cost(config, network))
     if options.processes > 1:
         print(f"{options.processes} processes, batch {config.batch_size}, {config.precision}:")
         print(cost_table(processes))

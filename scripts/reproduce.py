@@ -32,7 +32,7 @@ from analysis.start.study import Settings as StartSettings
 from analysis.start.study import study as start_study
 from common.errors import Stopped, UserError, one_sentence
 from configs.validate import require
-from scripts.reproduction.cost import cost_table, given_rates, run_rates
+from scripts.reproduction.cost import CARDS, cost_table, given_rates, run_rates
 from scripts.reproduction.launch import LAUNCHERS, Launcher, Outcome, Runner
 from scripts.reproduction.plan import RUNS, TARGETS, Request, plan
 
@@ -69,7 +69,7 @@ def reproduce(options: argparse.Namespace) -> None:
         _analysis_if_missing(options.results / "analysis", dry_run=options.dry_run)
     if options.dry_run:
         rates = run_rates(load(options.results)) | given_rates(options.throughput)
-        print(cost_table(jobs, rates, launcher))
+        print(cost_table(jobs, rates, launcher, options.card))
         return
     outcome = Runner(launcher).run(jobs)
     report(options)
@@ -122,6 +122,9 @@ def add_target(commands: Commands, target: str, text: str) -> None:
         default=[],
         metavar="X",
         help="MODEL=IMAGES_PER_SECOND of one GPU, or files of `benchmark.py train|dense --json`",
+    )
+    parser.add_argument(
+        "--card", choices=CARDS, default="H100", help="for estimates where none is measured"
     )
     if target == "all" or target in SCALED_TARGETS:
         parser.add_argument("--scaled", action="store_true", help="short runs on small images")

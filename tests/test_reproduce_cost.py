@@ -1,6 +1,7 @@
 """What reproduce.py says a plan costs: hours, from speeds that were measured."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_hours_of_dense_tests(tmp_path: Path) -> None:
     assert told.count(f": to do, 150,000 images, {each:.2f} GPU hours") == 2
     assert f"2 dense tests take about {2 * each:.1f} GPU hours." in told
     assert "dense tests" not in cost_table(jobs, given_rates(["A=350", "A@256=100"]), Launcher())
+
+
+def test_hours_by_arithmetic_and_who_wants_a_job(tmp_path: Path) -> None:
+    jobs = plan(Request(["table4", "table5"], runs=tmp_path))
+    told = cost_table(jobs, {}, Launcher(), card="A100").splitlines()
+    # 80 epochs of model A: three times 19.06 billion multiply-adds an image, at 40 % of 312e12 / 2.
+    hours = 80 * 1_281_167 * 3 * 19.06e9 / (0.4 * 312e12 / 2) / 3600
+    [line] = [line for line in told if line.startswith("# a-prelu") and "102,493,360" in line]
+    found = re.search(r", ([\d.]+) GPU hours by arithmetic \[table4, table5\]", line)
+    assert found
+    assert float(found[1]) == pytest.approx(hours, rel=1e-3)
+    assert any("not by measurement: 40% of the 312 TFLOP/s" in line for line in told)
+    measured = cost_table(jobs, given_rates(["A=350"]), Launcher())
+    assert re.search(r"# a-prelu.* 81\.34 GPU hours \[table4, table5\]", measured)
 
 
 def test_throughput_of_runs_counts_processes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What jobs cost: images to process, and GPU hours where throughput has been measured."""
+"""What jobs cost: images to process, and GPU hours, from measured speeds or by arithmetic."""
 
 import json
 import shlex
@@ -20,6 +20,11 @@ class Throughput:
     images_per_second: float
     source: str
 
+
+# Dense bf16 matrix products, operations per second, as NVIDIA states them, and the share of them
+# that a network is taken to reach: nobody has measured it here.
+CARDS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+SHARE = 0.4
 
 Rates = dict[str, Throughput]  # by MODEL; of scaled experiments scaled-MODEL; of tests MODEL@SCALE
 
@@ -77,14 +82,35 @@ def gpu_hours(job: Job, rates: Rates) -> float | None:
     return sum(images / rates[name].images_per_second for name in names) / 3600
 
 
-def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher) -> str:
+def hours_by_arithmetic(multiply_adds: float, card: str) -> float:
+    """Hours at SHARE of the card's matrix rate; a multiply-add is two operations."""
+    return 2 * multiply_adds / (SHARE * CARDS[card]) / 3600
+
+
+def basis(card: str) -> str:
+    """What hours_by_arithmetic rests on, for a person."""
+    rate = f"{CARDS[card] / 1e12:.0f} TFLOP/s that NVIDIA states for one {card}"
+    return f"by arithmetic, not by measurement: {SHARE:.0%} of the {rate}"
+
+
+def _left(job: Job) -> float:
+    """Multiply-adds still to do."""
+    return job.multiply_adds * (job.images - job.seen)
+
+
+def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher, card: str = "H100") -> str:
     """Every job with its command, its state and what it still has to process, and the sums."""
     hours = [gpu_hours(job, rates) for job in jobs]
     lines = []
     for job, needed in zip(jobs, hours, strict=True):
         cost = f", {job.images - job.seen:,} images"
-        cost += "" if needed is None else f", {needed:,.2f} GPU hours"
-        lines.append(f"# {job.name}: {job.state}{'' if job.done else cost}")
+        if needed is not None:
+            cost += f", {needed:,.2f} GPU hours"
+        elif job.multiply_adds:
+            hours_left = hours_by_arithmetic(_left(job), card)
+            cost += f", {hours_left:,.2f} GPU hours by arithmetic"
+        wanted = f" [{', '.join(job.wanted_by)}]"
+        lines.append(f"# {job.name}: {job.state}{'' if job.done else cost}{wanted}")
         lines.append(shlex.join(launcher.command(job)))
     training = [job for job in jobs if job.program == "train.py"]
     left = sum(job.images - job.seen for job in training)
@@ -103,9 +129,13 @@ def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher) -> str:
         lines.append(f"Images per second of one GPU: {', '.join(speeds)}.")
     if tested:
         lines.append(f"{len(tested)} dense tests take about {sum(tested):,.1f} GPU hours.")
+    others = [job for job, needed in zip(jobs, hours, strict=True) if needed is None]
+    if total := hours_by_arithmetic(sum(map(_left, others)), card):
+        what = "The others take" if trained or tested else "All takes"
+        lines.append(f"{what} about {total:,.1f} GPU hours {basis(card)}.")
     if missing:
         lines.append(
-            f"GPU hours: no throughput measured for {', '.join(missing)}; give --throughput "
+            f"No throughput measured for {', '.join(missing)}: give --throughput "
             "MODEL=IMAGES_PER_SECOND, or a file of `scripts/benchmark.py train --json`."
         )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Which runs and tests a table or figure needs, and the command line of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -25,9 +25,12 @@ from data.sources.imagenet import NUM_IMAGES, has_tars
 from data.sources.index import class_names, scan_folder
 from data.synthetic import make_synthetic
 from engine.run_folder import differences
+from models.describe import describe
 
 RUNS = Path("runs")
 _OF_EVAL = ("loader", "device=", "timeout=", "data.on_error=")  # keys that eval.py shares
+
+_MULTIPLY_ADDS: dict[tuple[str, str, int], float] = {}  # of networks described so far
 
 # What a target needs: experiments, and how their networks are tested (None: not at all).
 NEEDS: dict[str, list[tuple[str, Test | None]]] = {
@@ -75,6 +78,8 @@ class Job:
     steps: int = 0  # done by a training run
     needs: Sequence["Job"] = ()
     dense_scales: Sequence[int] = ()  # of a dense test, each with as many images
+    multiply_adds: float = 0  # of an image, mean over its scales; 0: not estimated
+    wanted_by: list[str] = field(default_factory=list)  # tables and figures, added to by plan()
 
     @property
     def state(self) -> str:
@@ -102,10 +107,19 @@ def plan(request: Request) -> list[Job]:
     for target in request.targets:
         for experiment, test in NEEDS[target]:
             if experiment == ENSEMBLE:
-                planner.add_ensemble()
+                last = [planner.add_ensemble()]
             else:
-                planner.add_experiment(experiment, test)
+                last = planner.add_experiment(experiment, test)
+            _note_target(target, last)
     return list(planner.jobs.values())
+
+
+def _note_target(target: str, jobs: Sequence[Job]) -> None:
+    """These jobs, and those that they need, are wanted by this target."""
+    for job in jobs:
+        if target not in job.wanted_by:
+            job.wanted_by.append(target)
+        _note_target(target, job.needs)
 
 
 class _Planner:
@@ -116,18 +130,18 @@ class _Planner:
         self.jobs: dict[Path, Job] = {}  # by result file, or folder of the run
         self.train = cache(self._train)
 
-    def add_experiment(self, experiment: str, test: Test | None) -> None:
-        """The runs of an experiment, one for each seed, and their tests."""
-        for seed in self.request.seeds or (SCALED_SEEDS if self.request.scaled else (0,)):
-            self.train(experiment, seed)
-            if test is not None:
-                self.test(experiment, seed, test)
+    def add_experiment(self, experiment: str, test: Test | None) -> list[Job]:
+        """The runs of an experiment, one for each seed, or their tests."""
+        seeds = self.request.seeds or (SCALED_SEEDS if self.request.scaled else (0,))
+        if test is None:
+            return [self.train(experiment, seed)[0] for seed in seeds]
+        return [self.test(experiment, seed, test) for seed in seeds]
 
-    def add_ensemble(self) -> None:
+    def add_ensemble(self) -> Job:
         """Table 7: the saved predictions of the six models, combined."""
         tests = [self.test(experiment, seed, DENSE) for experiment, seed in ENSEMBLE_MEMBERS]
         _, config = self.train(*ENSEMBLE_MEMBERS[0])
-        self.evaluate(
+        return self.evaluate(
             DENSE,
             folder=Path(config.runs) / f"{ENSEMBLE}-{config.data.name}",
             files=[test.folder / "predictions-dense.npz" for test in tests],
@@ -159,6 +173,7 @@ class _Planner:
             done=run is not None and run.has_reached(config.max_steps),
             steps=run.steps if run else 0,
             model=self.edition.model_label(config.model.name, config.model.extra_convs),
+            multiply_adds=3 * _forward(config),  # backward costs twice what forward does
         )
         return self.jobs.setdefault(job.folder, job), config
 
@@ -169,6 +184,7 @@ class _Planner:
         save = is_member and test is DENSE
         test = self.edition.test(test)
         images = min(_count_images(config, "val"), test.subset or NUM_IMAGES["train"])
+        crops = sum(_crops(test.views, s / config.data.validation_scale) for s in test.scales)
         return self.evaluate(
             test,
             folder=run.folder,
@@ -179,6 +195,7 @@ class _Planner:
             needs=[run],
             model=run.model,
             dense_scales=test.scales if test.views == "dense" else (),
+            multiply_adds=_forward(config) * crops / len(test.scales),
         )
 
     def evaluate(
@@ -193,6 +210,7 @@ class _Planner:
         needs: Sequence[Job],
         model: str = "",
         dense_scales: Sequence[int] = (),
+        multiply_adds: float = 0,
     ) -> Job:
         """A run of eval.py on checkpoints or saved predictions; save: its predictions."""
         out = folder / f"result-{test.name}.json"
@@ -219,8 +237,29 @@ class _Planner:
             model=model,
             needs=needs,
             dense_scales=dense_scales,
+            multiply_adds=multiply_adds,
         )
         return self.jobs.setdefault(out, job)
+
+
+def _forward(config: TrainConfig) -> float:
+    """Multiply-adds of one training crop, forward."""
+    shape = (repr(config.model), config.act.name, config.data.crop)
+    if shape not in _MULTIPLY_ADDS:
+        network = describe(
+            config.model, config.act, config.init, num_classes=1000, crop=config.data.crop
+        )
+        _MULTIPLY_ADDS[shape] = network.multiply_adds
+    return _MULTIPLY_ADDS[shape]
+
+
+def _crops(views: str, scale: float) -> float:
+    """How many crops' work the views of an image are; scale: relative to that of validation.
+
+    Dense: the trunk over an image of 4:3, (256 / 224)^2 of a crop on the shorter side, and its
+    flip. The windows' fc layers come on top.
+    """
+    return 2 * (4 / 3) * (256 / 224 * scale) ** 2 if views == "dense" else 10
 
 
 def _count_images(config: TrainConfig, split: str) -> int:
