@@ -123,8 +123,9 @@ def _backward_kernel(
         shift = tl.load(bias + channels, in_channels, 0.0)[None, :]
     bias_terms = tl.zeros((block_rows, block_channels), tl.float32)
     slope_terms = tl.zeros((block_rows, block_channels), tl.float32)
-    for tile in range(tiles):
-        rows = (part * tiles + tile) * block_rows + tl.arange(0, block_rows)
+    first = part * tiles * block_rows
+    for start in range(first, tl.minimum(first + tiles * block_rows, num_rows), block_rows):
+        rows = start + tl.arange(0, block_rows)
         in_rows = rows < num_rows
         inside = in_rows[:, None] & in_channels[None, :]
         places = rows.to(tl.int64)[:, None] * num_channels + channels[None, :]
