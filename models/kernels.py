@@ -22,7 +22,7 @@ from torch import Tensor
 from models.dropout import Dropout
 
 _TILE = 2048  # activations that a program holds at once: 16 for each thread
-_TILES = 8  # that a program of the backward pass sums
+_TILES = 8  # that a program of the backward pass sums, at most
 
 
 @triton.jit
@@ -123,9 +123,8 @@ def _backward_kernel(
         shift = tl.load(bias + channels, in_channels, 0.0)[None, :]
     bias_terms = tl.zeros((block_rows, block_channels), tl.float32)
     slope_terms = tl.zeros((block_rows, block_channels), tl.float32)
-    first = part * tiles * block_rows
-    for start in range(first, tl.minimum(first + tiles * block_rows, num_rows), block_rows):
-        rows = start + tl.arange(0, block_rows)
+    for tile in range(tiles):
+        rows = (part * tiles + tile) * block_rows + tl.arange(0, block_rows)
         in_rows = rows < num_rows
         inside = in_rows[:, None] & in_channels[None, :]
         places = rows.to(tl.int64)[:, None] * num_channels + channels[None, :]
@@ -230,9 +229,10 @@ def _backward(
     numbers = _numbers(grad_y, slopes, slope, drop)
     grid = (sums.shape[1] * triton.cdiv(sums.shape[2], numbers["block_channels"]),)
     slope_sums = None if slopes is None else sums[1]
+    tiles = min(_TILES, triton.cdiv(numbers["num_rows"], numbers["block_rows"]))
     tensors = (grad_y, saved, bias, slopes, keys, units, grad_x, sums[0], slope_sums)
     with torch.cuda.device_of(grad_y):
-        _backward_kernel[grid](*tensors, **numbers, tiles=_TILES)
+        _backward_kernel[grid](*tensors, **numbers, tiles=tiles)
     return grad_x, sums.sum(1)
 
 
