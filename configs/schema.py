@@ -115,9 +115,16 @@ class LoaderConfig:
     """Loader: decodes and crops; both take the same draws and give the same batches."""
 
     name: str = free(MISSING, "the loader's name", choices=("dali", "torchvision"))
-    workers: int | None = free(None, "decoding threads (dali) or processes; null: as many as CPUs")
+    workers: int | None = free(
+        None, "decoding threads (dali) or processes; null: its share of the CPUs"
+    )
     prefetch: int = free(2, "batches decoded ahead (torchvision: by each worker)", least=1)
     device: str = free("auto", "where dali decodes", choices=("auto", "cpu", "gpu"))
+    decode: str = free(
+        "region",
+        "what dali decodes: the crop's region, or whole images, as a GPU's JPEG engine can",
+        choices=("region", "whole"),
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The DALI loader: decodes only the region that a crop needs, on CPU threads or on the GPU.
+"""The DALI loader: decodes the region that a crop needs, on CPU threads or on the GPU.
 
 Threads read files ahead of the pipeline and compute each image's rectangle; the pipeline decodes
 that region and resizes it. DALI decodes ordinary JPEGs itself. Everything else (other formats,
@@ -7,9 +7,9 @@ or accept truncated files: Pillow decodes these, and DALI gets them uncompressed
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from data.loading import Decoded
 from data.sources.index import ImageIndex
 
 _READERS = 8  # threads: network file systems answer slowly but many at a time
+_MAX_FAILURES = 3  # of the pipeline, in a row, for which its files are blamed
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,20 @@ class _Job:
     by_pillow: bool
 
 
-def _prepare(data: bytes, draws: Draws, row: int, *, crop: int | None, by_pillow: bool) -> _Input:
-    """The pipeline's input to show an encoded file as row `row` of the draws says."""
+def _prepare(
+    data: bytes, draws: Draws, row: int, *, crop: int | None, by_pillow: bool, whole: bool
+) -> _Input:
+    """The pipeline's input to show an encoded file as row `row` of the draws says.
+
+    whole: all of the file is decoded, not only the region that the resize reads.
+    """
     size = None if by_pillow else plain_jpeg_size(data)
     if size is None:
         image = decode_rgb(data)
         size, data = (image.height, image.width), as_ppm(image)
     scale, position = int(draws.scales[row]), draws.positions[row]
     shown = view(*size, scale=scale, position=position, crop=crop)
-    start, end = region(shown, *size)
+    start, end = (np.zeros(2, np.int64), np.array(size)) if whole else region(shown, *size)
     shown_start, shown_end = np.array(shown.start) - start, np.array(shown.end) - start
     if draws.flips[row]:  # DALI flips a rectangle whose ends are swapped
         shown_start[1], shown_end[1] = shown_end[1], shown_start[1]
@@ -84,11 +90,18 @@ class _Feeder:
         pool: ThreadPoolExecutor,
         *,
         crop: int | None,
-        prefetch: int,
+        config: LoaderConfig,
         skip: bool,
     ) -> None:
         self._index, self._draws, self._pool = index, iter(draws), pool
-        self._crop, self._prefetch, self._skip = crop, prefetch, skip
+        self._crop, self._prefetch, self._skip = crop, config.prefetch, skip
+        self._whole, self._failures = config.decode == "whole", 0
+        # What the pipeline takes, fields of _Input.
+        self.names = [
+            field.name
+            for field in fields(_Input)
+            if not (self._whole and field.name.startswith("region"))
+        ]
         self._ahead: deque[_Job] = deque()  # being read, or not yet taken
         self._inside: deque[_Job] = deque()  # in the pipeline, oldest first
         self.error: BaseException | None = None  # why there is no further batch
@@ -96,7 +109,14 @@ class _Feeder:
     def _read(self, draws: Draws, by_pillow: bool) -> _Job:
         inputs = []
         for row, i in enumerate(draws.indices):
-            prepare = partial(_prepare, draws=draws, row=row, crop=self._crop, by_pillow=by_pillow)
+            prepare = partial(
+                _prepare,
+                draws=draws,
+                row=row,
+                crop=self._crop,
+                by_pillow=by_pillow,
+                whole=self._whole,
+            )
             read = partial(prepare_image, self._index, int(i), prepare, skip=self._skip)
             inputs.append(self._pool.submit(read))
         return _Job(draws, inputs, by_pillow)
@@ -108,7 +128,7 @@ class _Feeder:
         return len(self._ahead[0].draws) if self._ahead else 0
 
     def take(self, max_size: int) -> list[Any]:
-        """The pipeline's inputs for the next batch, one list for each field of _Input.
+        """The pipeline's inputs for the next batch, one list for each of `names`.
 
         Raises StopIteration if there is no batch, or only one of more than `max_size` images.
         """
@@ -122,29 +142,33 @@ class _Feeder:
             raise StopIteration
         self._inside.append(self._ahead.popleft())
         inputs = [future.result().value for future in job.inputs]
-        return [[getattr(i, name) for i in inputs] for name in _Input.__dataclass_fields__]
+        return [[getattr(i, name) for i in inputs] for name in self.names]
 
     def done(self) -> _Job:
         """Removes and returns the oldest batch inside the pipeline, which has come out."""
-        return self._inside.popleft()
+        job = self._inside.popleft()
+        if not job.by_pillow:
+            self._failures = 0
+        return job
 
     def retry(self, error: RuntimeError) -> None:
         """The pipeline failed: take back what was inside, and let Pillow decode it instead.
 
         A file that neither can decode is then refused or replaced like any bad one. Raises `error`
-        if Pillow has already decoded these batches: then the files are not the cause.
+        where the files are not the cause, as when memory runs out: Pillow has already decoded these
+        batches, or nothing but Pillow's has come through for some time.
         """
         failed = list(self._inside)
-        if not failed or all(job.by_pillow for job in failed):
+        self._failures += 1
+        if not failed or all(job.by_pillow for job in failed) or self._failures > _MAX_FAILURES:
             raise error
         self._inside.clear()
         self._ahead.extendleft(self._read(job.draws, by_pillow=True) for job in reversed(failed))
 
 
-def _pipeline(
-    take: Callable[[int], list[Any]], max_size: int, config: LoaderConfig, gpu: bool
-) -> Pipeline:
+def _pipeline(feeder: _Feeder, config: LoaderConfig, gpu: bool) -> Pipeline:
     """The DALI graph: decode a region, resize, flip; uint8 [h, w, 3] for each image."""
+    max_size = feeder.next_size()
     pipeline = Pipeline(
         batch_size=max_size,
         num_threads=config.workers or num_cpus(),
@@ -152,24 +176,31 @@ def _pipeline(
         prefetch_queue_depth=config.prefetch,
     )
     with pipeline:
-        files, start, shape, shown_start, shown_end, size = fn.external_source(
-            source=lambda: take(max_size), num_outputs=len(_Input.__dataclass_fields__)
+        outputs = fn.external_source(
+            source=lambda: feeder.take(max_size), num_outputs=len(feeder.names)
         )
-        images = fn.decoders.image_slice(
-            files,
-            start=start,
-            shape=shape,
-            axis_names="HW",
-            device="mixed" if gpu else "cpu",
-            output_type=types.DALIImageType.RGB,
-            adjust_orientation=False,  # as in all published ImageNet results
-            jpeg_fancy_upsampling=True,  # as libjpeg; nvJPEG's own default differs
-        )
+        inputs = dict(zip(feeder.names, outputs, strict=True))
+        options: dict[str, Any] = {
+            "device": "mixed" if gpu else "cpu",
+            "output_type": types.DALIImageType.RGB,
+            "adjust_orientation": False,  # as in all published ImageNet results
+            "jpeg_fancy_upsampling": True,  # as libjpeg; nvJPEG's own default differs
+        }
+        if config.decode == "whole":  # a GPU's JPEG engine decodes no regions
+            images = fn.decoders.image(inputs["file"], **options)
+        else:
+            images = fn.decoders.image_slice(
+                inputs["file"],
+                start=inputs["region_start"],
+                shape=inputs["region_shape"],
+                axis_names="HW",
+                **options,
+            )
         resized = fn.resize(
             images,
-            size=size,
-            roi_start=shown_start,
-            roi_end=shown_end,
+            size=inputs["size"],
+            roi_start=inputs["shown_start"],
+            roi_end=inputs["shown_end"],
             interp_type=types.DALIInterpType.INTERP_LINEAR,
             antialias=True,
         )
@@ -196,7 +227,7 @@ def _run(
     feeder: _Feeder, config: LoaderConfig, *, gpu: bool, whole: bool
 ) -> Generator[tuple[_Job, Any]]:
     """The next batches with their images, as long as one pipeline can deliver them."""
-    pipeline = _pipeline(feeder.take, feeder.next_size(), config, gpu)
+    pipeline = _pipeline(feeder, config, gpu)
     while True:
         stream = torch.cuda.current_stream() if gpu else None
         try:
@@ -223,7 +254,7 @@ def decode_batches(
         raise UserError("loader.device=gpu, but there is no CUDA device: type loader.device=cpu")
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
     try:
-        feeder = _Feeder(index, draws, pool, crop=crop, prefetch=config.prefetch, skip=skip)
+        feeder = _Feeder(index, draws, pool, crop=crop, config=config, skip=skip)
         # A pipeline ends at a batch larger than it was built for, or at a file that it fails on.
         while feeder.next_size() and not feeder.error:
             for job, images in _run(feeder, config, gpu=gpu, whole=crop is None):

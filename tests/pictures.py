@@ -86,10 +86,11 @@ def read(
     on_error: str = "stop",
     on_event: Callable[[str], None] = pytest.fail,
     workers: int | None = None,
+    decode: str = "region",
 ) -> Generator[Batch | WholeImages]:
     if workers is None:
         workers = 2 if name == "dali" else 0
-    config = LoaderConfig(name=name, workers=workers, device="cpu")
+    config = LoaderConfig(name=name, workers=workers, device="cpu", decode=decode)
     options = {"loader": config, "on_error": on_error, "on_event": on_event}
     if crop is None:
         return load_whole(index, draws, **options)

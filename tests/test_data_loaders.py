@@ -15,6 +15,7 @@ import torch
 
 from common.errors import UserError
 from configs.schema import LoaderConfig
+from data import dali
 from data.draws import Draws, centre_batches, training_batches
 from data.loading import load
 from data.sources.index import ImageIndex
@@ -70,24 +71,36 @@ def test_loaders_agree(make_index):
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-def test_decoding_a_region_gives_the_pixels_of_decoding_everything(
-    subsampling, make_index, monkeypatch
-):
-    import data.dali
-
+def test_decoding_a_region_gives_the_pixels_of_decoding_everything(subsampling, make_index):
     sizes = [(375, 500), (1201, 1600), (301, 257)]
     files = [jpeg(*size, seed, subsampling=subsampling) for seed, size in enumerate(sizes)]
     files.append(jpeg(375, 500, 9, subsampling=subsampling, progressive=True))
     index, draws = make_index(files), many_views(len(files))
     regions = [batch.images.clone() for batch in read("dali", index, draws)]
-    monkeypatch.setattr(
-        data.dali, "region", lambda _, *size: (np.zeros(2, np.int64), np.array(size))
-    )
-    for region, batch in zip(regions, read("dali", index, draws), strict=True):
+    for region, batch in zip(regions, read("dali", index, draws, decode="whole"), strict=True):
         error = (region.int() - batch.images.int()).abs()
         # DALI computes places in float32: a value that lies on the edge may round either way.
         assert error.max() <= 1
         assert error.float().mean() < 0.003
+
+
+def test_failures_that_are_not_the_files_end_the_run(make_index, monkeypatch):
+    """Out of memory, say: not every batch by Pillow for the rest of the training."""
+    index = make_index([jpeg(90, 80, seed) for seed in range(4)])
+    run, seen = dali._run, []
+
+    def run_by_pillow_only(feeder, config, *, gpu, whole):
+        if feeder._ahead and feeder._ahead[0].by_pillow:
+            yield next(run(feeder, config, gpu=gpu, whole=whole))
+        else:
+            feeder.take(100)
+            feeder.retry(RuntimeError("out of memory"))
+
+    monkeypatch.setattr(dali, "_run", run_by_pillow_only)
+    batches = read("dali", index, centre_batches(np.arange(400) % 4, 64, 4), crop=56)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        seen.extend(batches)
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("name", LOADERS)
