@@ -35,12 +35,18 @@ TINY = [
     "data.scale=[72,96]",
     "precision=fp32",
     "batch_size=16",
-    "device=cpu",  # also on a machine with a GPU, which tests/test_gpu.py is for
+    "device=cpu",
     "loader.device=cpu",
 ]
 
 SHORT = [*TINY, "epochs=2", "log_every=7", "checkpoint.every_steps=10"]
 TIMES = ("images_per_second", "data_wait")  # what differs between two equal runs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """GPUs are for `pytest -m gpu` alone: all other tests run as on a machine without one."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def composed(*overrides: str, program: str = "train") -> Any:

@@ -1,4 +1,4 @@
-"""Runs that are killed, and the same command again: nothing is lost (docs/crashes.md)."""
+"""Runs that are killed, and the same command again: nothing is lost (docs/reliability.md)."""
 
 import json
 import os
