@@ -42,6 +42,13 @@ class World:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
+    @property
+    def name(self) -> str:
+        """What all processes compute on, for a person."""
+        gpu = self.device.type == "cuda"
+        kind = torch.cuda.get_device_name(self.device) if gpu else "CPU"
+        return f"{self.size} x {kind}" if self.size > 1 else kind
+
     def share(self, count: int) -> slice:
         """This process's rows of a batch of `count`, which `size` divides."""
         each = count // self.size

@@ -90,8 +90,7 @@ class Trainer:
             self.log.sync()
             if self.world.is_main:
                 use_previous(origin)
-            if step:
-                self.log.say(f"resuming {self.folder} at step {step} of {self.total}")
+            self.log.say(self.headline())
             stream = closing(self.batches(step, self.total, self.note))
             with stream as batches, StopRequest(self.world) as self.stop, self.writer:
                 while self.progress.validated < self.total:
@@ -100,6 +99,21 @@ class Trainer:
                 self.world.barrier()  # launchers end the others some time after the first has left
         finally:
             self.log.close()
+
+    def headline(self) -> str:
+        """What is trained, on what, from where to where."""
+        step, train = self.progress.step, self.dataset.train
+        if step >= self.total:
+            return (
+                f"{self.folder} has done {step:,} steps of {self.total:,}: nothing is left to train"
+            )
+        verb = f"resuming at step {step:,} of" if step else "training for"
+        parameters = sum(p.numel() for p in self.network.parameters())
+        return (
+            f"{self.folder}: {verb} {self.total:,} steps on {self.world.name}, "
+            f"{len(train):,} images of {self.dataset.num_classes:,} classes, "
+            f"{parameters:,} parameters{' in each process' if self.world.size > 1 else ''}"
+        )
 
     def train_one_epoch(self, batches: Iterator[Batch]) -> None:
         """From where the run is to the end of its epoch; validate; save."""
