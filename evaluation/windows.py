@@ -76,7 +76,8 @@ class PooledWindows:
         self._starts = (image + y + x).flatten()
         planes = [sizes.index((b.height, b.width)) * batch * h * w for b in bins]
         offsets = [plane + b.y * w + b.x for plane, b in zip(planes, bins, strict=True)]
-        self._offsets = torch.tensor(offsets, device=maps.device)
+        # torch.tensor(..., device=) would wait for the trunk's kernels.
+        self._offsets = torch.tensor(offsets).to(maps.device, non_blocking=True)
 
     def __len__(self) -> int:
         return len(self._starts)
