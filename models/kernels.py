@@ -263,7 +263,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 
 def run_on(x: Tensor) -> bool:
-    """Whether the kernels can: on a GPU, or interpreted (TRITON_INTERPRET=1)."""
+    """Whether the kernels take x: floats of 16 or 32 bits on a GPU, or interpreted on a CPU."""
     floats = (torch.float32, torch.bfloat16, torch.float16)
     return x.dtype in floats and (x.is_cuda or not isinstance(_forward_kernel, triton.JITFunction))
 

@@ -136,7 +136,7 @@ def results(net: nn.Module) -> list[Tensor]:
     return [logits.detach(), *grads]
 
 
-@pytest.mark.parametrize("act", ["relu", "lrelu", "prelu", "prelu_shared"])
+@pytest.mark.parametrize("act", ["relu", "prelu"])
 def test_a_network_computes_what_it_does_eagerly(act: str) -> None:
     eager, ours = network("eager", act), network("triton", act)
     assert ours.state_dict().keys() == eager.state_dict().keys()
