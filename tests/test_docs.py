@@ -92,9 +92,7 @@ def test_every_program_is_there(commands: list[tuple[str, list[str]]]) -> None:
         assert (ROOT / program).is_file(), f"{page}: {' '.join(words)}"
 
 
-def test_preparing_commands_run(
-    commands: list[tuple[str, list[str]]], tmp_path: Path
-) -> None:
+def test_preparing_commands_run(commands: list[tuple[str, list[str]]], tmp_path: Path) -> None:
     root = write_official(tmp_path / "official").root
     names = {"/imagenet": str(root), "OUT": str(tmp_path / "out"), "100": "2", "200": "1"}
     for number, arguments in enumerate(of(commands, "scripts/prepare_imagenet.py")):
