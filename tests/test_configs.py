@@ -17,6 +17,7 @@ RESUMABLE = {
     *("compile", "data.mean", "data.on_error", "data.root", "device", "log_every", "max_steps"),
     *("act.kernel", "micro_batch", "parallel", "runs", "skip_steps", "timeout", "val_every"),
     *("loader.name", "loader.workers", "loader.prefetch", "loader.device"),
+    "loader.decode",
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.asynchronous"),
 }
 NOTED = {

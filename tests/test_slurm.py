@@ -255,7 +255,9 @@ def test_a_program_that_does_not_listen_is_requeued_before_its_time_is_up(
     cluster: Cluster, submit: Submit, stuck: Path
 ) -> None:
     job = submit("train.sbatch", "deaf", "a b", options=[*PART, "--time=1"], where=stuck)
-    cluster.wait(job, lambda _: "started with ['deaf', 'a b']" in output(cluster, job))
+    cluster.wait(
+        job, lambda _: "started with ['device=cuda', 'deaf', 'a b']" in output(cluster, job)
+    )
     cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+10")
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     waiting = cluster.wait(job, is_state("PENDING", "TIMEOUT", "FAILED"))

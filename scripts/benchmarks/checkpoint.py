@@ -5,9 +5,10 @@ checkpoint alternate. A stretch lasts until the checkpoint is on disk: what the 
 steps beside it (cores, memory, bus) counts as lost, too.
 """
 
+import sys
 import time
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,7 +131,7 @@ class CheckpointBenchmark(NetworkBenchmark):
             batches=batches,
             validate=no_validation,
         )
-        with suppress(_AllMeasured):
+        with redirect_stdout(sys.stderr), suppress(_AllMeasured):  # stdout is for the rows
             run.fit()
         return saves
 
