@@ -10,6 +10,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 OUT=${OUT:-gpu-day} TINY=${TINY:-}
 mkdir -p "$OUT"
+# shellcheck disable=SC1091
 [[ ! -e .venv/bin/activate ]] || source .venv/bin/activate
 export PYTHONPATH=$PWD:$PWD/.whl/site${PYTHONPATH:+:$PYTHONPATH}
 
