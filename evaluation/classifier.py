@@ -1,6 +1,7 @@
 """A trained network as one module that leaves the project: uint8 images in, probabilities out."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,14 @@ class Classifier(nn.Module):
         return torch.cat(features, dim=1)
 
 
+def restore_network(state: dict[str, Any]) -> Network:
+    """The network of a checkpoint's content, on the CPU; takes the weights out of `state`."""
+    run = from_dict(state["config"], TrainConfig)
+    network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
+    network.load_state_dict(state.pop("network"))  # frees a large model's second copy
+    return network
+
+
 def load_classifier(checkpoint: Path) -> Classifier:
     """The network of a checkpoint, on the CPU, in fp32, for testing.
 
@@ -51,10 +60,10 @@ def load_classifier(checkpoint: Path) -> Classifier:
     """
     state = load_checkpoint(checkpoint)
     run = from_dict(state["config"], TrainConfig)
-    classes = state["classes"]
-    network = build_network(run.model, run.act, run.init, len(classes), seed=None)
-    network.load_state_dict(state["network"])
-    crop = run.data.crop
     return Classifier(
-        network, state["mean"], name=run.model.name, crop=crop, classes=classes
+        restore_network(state),
+        state["mean"],
+        name=run.model.name,
+        crop=run.data.crop,
+        classes=state["classes"],
     ).eval()

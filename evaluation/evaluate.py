@@ -26,6 +26,7 @@ from engine.checkpoint import load_checkpoint
 from engine.distributed import World
 from engine.precision import set_precision
 from engine.stopping import StopRequest
+from evaluation.classifier import restore_network
 from evaluation.pictures import open_pictures
 from evaluation.predictions import (
     Floats,
@@ -38,7 +39,6 @@ from evaluation.score_shards import ScoreShards
 from evaluation.scorer import Scorer
 from evaluation.submission import open_test_images
 from evaluation.views import default_scales, full_image_scale, scale_weights
-from models.network import build_network
 
 # Images that wait for others of their size, in batches: bounds memory.
 _MAX_WAITING = 16
@@ -120,10 +120,8 @@ def _build_scorer(
 ) -> Scorer:
     name = config.precision or run.precision
     precision = set_precision(name, world.device, fixed_shapes=False)
-    network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
-    network.load_state_dict(state.pop("network"))  # frees a large model's second copy
     return Scorer(
-        network=network.to(world.device).to(memory_format=torch.channels_last),
+        network=restore_network(state).to(world.device).to(memory_format=torch.channels_last),
         mean=state["mean"].to(world.device),
         precision=precision,
         crop=run.data.crop,

@@ -12,6 +12,8 @@ import torch
 
 from configs.schema import PRECISIONS
 
+NUM_CLASSES = 1000  # of the networks that are measured
+
 
 def _positive(text: str) -> int:
     number = int(text)

@@ -30,8 +30,15 @@ from engine.step import TrainingStep
 from engine.trainer import Trainer
 from models.describe import describe
 from models.network import Network
-from scripts.benchmarks.benchmark import NetworkBenchmark, Row, now, option, rounded
-from scripts.benchmarks.train import NUM_CLASSES, random_batch, training_step
+from scripts.benchmarks.benchmark import (
+    NUM_CLASSES,
+    NetworkBenchmark,
+    Row,
+    now,
+    option,
+    rounded,
+)
+from scripts.benchmarks.train import random_batch, training_step
 
 _IMAGES_PER_CLASS = 1281  # as in ImageNet
 

@@ -19,6 +19,7 @@ from engine.precision import Precision, set_precision
 from evaluation.dense import dense_head, dense_scores, window_size
 from models.network import Network, build_network
 from scripts.benchmarks.benchmark import (
+    NUM_CLASSES,
     NetworkBenchmark,
     Row,
     fastest,
@@ -26,8 +27,6 @@ from scripts.benchmarks.benchmark import (
     rounded,
     seconds_of,
 )
-
-NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
+from analysis.table import markdown_table
 from common.files import read_json_lines
 from common.machine import commit
 
@@ -29,12 +31,9 @@ def machine() -> str:
     return f"{card}, {', '.join(versions)}, {date.today()}, commit {commit() or 'unknown'}"
 
 
-def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+def table(rows: list[dict[str, Any]]) -> str:
     """Rows with the same keys, as a Markdown table."""
-    yield "| " + " | ".join(rows[0]) + " |"
-    yield "|---" * len(rows[0]) + "|"
-    for row in rows:
-        yield "| " + " | ".join(str(value) for value in row.values()) + " |"
+    return markdown_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
 
 
 def benchmarks(folder: Path) -> Iterator[str]:
@@ -46,7 +45,7 @@ def benchmarks(folder: Path) -> Iterator[str]:
             extra = compiled if kind == "train" else {}
             rows += [row | extra for row in json.loads(path.read_text())["rows"]]
         if rows:
-            yield from ("", f"## benchmark.py {kind}", "", *table(rows))
+            yield from ("", f"## benchmark.py {kind}", "", table(rows))
 
 
 def losses(folder: Path) -> Iterator[str]:
@@ -56,8 +55,8 @@ def losses(folder: Path) -> Iterator[str]:
         lines = [line for line in read_json_lines(path) if line["kind"] == "train"]
         if lines:
             values = [line["loss"] for line in lines]
-            rates = sorted(line["images_per_second"] for line in lines)
-            waits = sorted(line["data_wait"] for line in lines)
+            rate = median(line["images_per_second"] for line in lines)
+            wait = median(line["data_wait"] for line in lines)
             rows.append(
                 {
                     "run": path.parent.name,
@@ -65,12 +64,12 @@ def losses(folder: Path) -> Iterator[str]:
                     "first loss": f"{values[0]:.3f}",
                     "highest": f"{max(values):.3f}",
                     "last": f"{values[-1]:.3f}",
-                    "images/s (median)": f"{rates[len(rates) // 2]:.0f}",
-                    "data wait (median)": f"{waits[len(waits) // 2]:.1%}",
+                    "images/s (median)": f"{rate:.0f}",
+                    "data wait (median)": f"{wait:.1%}",
                 }
             )
     if rows:
-        yield from ("", "## Runs", "", *table(rows))
+        yield from ("", "## Runs", "", table(rows))
 
 
 def parts(folder: Path) -> Iterator[str]:

@@ -24,6 +24,7 @@ from engine.step import TrainingStep
 from models.describe import describe
 from models.network import Network, build_network
 from scripts.benchmarks.benchmark import (
+    NUM_CLASSES,
     NetworkBenchmark,
     Row,
     fastest,
@@ -31,8 +32,6 @@ from scripts.benchmarks.benchmark import (
     rounded,
     seconds_of,
 )
-
-NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True)
