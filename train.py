@@ -68,6 +68,7 @@ def build(config: TrainConfig, world: World) -> Trainer:
         precision=precision,
         micro_batch=micro_batch,
         gradient_norm=partial(parallel.gradient_norm, network),
+        clip_norm=config.clip_norm,
         compiled=config.compile,
     )
     val = subset(len(dataset.val), config.val_subset)

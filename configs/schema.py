@@ -41,8 +41,6 @@ class ModelConfig:
     extra_convs: int = key(0, "more layers, spread from the deepest stage up (Sec. 2.2)", least=0)
     spp: list[int] = key(MISSING, "pyramid levels: n stands for n x n bins ([11])")
     fc: list[int] = key([4096, 4096], "widths of fc1 and fc2")
-    # Not in the paper, whose recipe diverges within ten steps (docs/choices.md, results/start).
-    input_scale: float = key(0.03125, "factor on pixel values before conv1; the paper's is 1")
     scale: Any = key(MISSING, "default of data.scale")
     epochs: int = key(MISSING, "default of epochs")
 
@@ -179,6 +177,8 @@ class TrainConfig:
     momentum: float = key(0.9, "mu of Eq. 4 (Sec. 3)")
     weight_decay: float = key(5e-4, "of weights, never of slopes (Sec. 2.1) or biases (Sec. 3)")
     dropout: float = key(0.5, "drop probability on fc1 and fc2 (Sec. 3)")
+    # Not in the paper, whose recipe diverges within ten steps (docs/choices.md, results/start).
+    clip_norm: float | None = key(1.0, "largest norm of the gradient; null: no limit, the paper's")
     skip_steps: list[list[int]] = key(
         [],
         "spans [first, last] of steps, from 1, without an update: a way past a divergence",

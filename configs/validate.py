@@ -61,7 +61,6 @@ def _validate_model(model: ModelConfig) -> None:
         len(model.spp) > 0 and min(model.spp) > 0,
         f"model.spp={model.spp} must list at least one level, each at least 1",
     )
-    require(model.input_scale > 0, f"model.input_scale={model.input_scale} must be positive")
     require(
         model.extra_convs == 0 or any(stage.convs > 1 for stage in model.stages),
         f"model.extra_convs={model.extra_convs} needs a stage of several layers",

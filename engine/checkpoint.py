@@ -18,7 +18,7 @@ from common.files import link, write_atomically
 if TYPE_CHECKING:
     from configs.schema import DataConfig
 
-FORMAT = 2  # raised when an older file would load as another network or run
+FORMAT = 3  # raised when an older file would load as another network or run
 
 _UNREADABLE = (
     *(RuntimeError, OSError, EOFError, ValueError, KeyError, NotImplementedError),

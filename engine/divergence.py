@@ -41,7 +41,7 @@ def way_on(folder: Path, step: int, rose_at: int | None, spans: Sequence[Sequenc
     did: checkpoints written since then are unsound. spans: skip_steps so far.
     """
     otherwise = (
-        "start a new run, name=..., with a smaller model.input_scale, smaller schedule.rates, or "
+        "start a new run, name=..., with a smaller clip_norm, smaller schedule.rates, or "
         "precision=fp32"
     )
     sound = [(done, path) for path in _newest_first(folder) if (done := _step(path)) is not None]

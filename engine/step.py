@@ -17,13 +17,14 @@ class StepResult(NamedTuple):
     """Two numbers of a step, on the device, not yet read."""
 
     loss: Tensor  # mean over this process's share of the batch
-    gradient_norm: Tensor  # Euclidean, of the gradient over all processes and parameters
+    gradient_norm: Tensor  # Euclidean, of the gradient over all processes and parameters, unclipped
 
 
 class TrainingStep:
     """Holds what a step needs; calling it with a process's share of a batch does the step.
 
     gradient_norm: the Euclidean norm of the whole gradient, on the device (engine/parallel.py).
+    clip_norm: a gradient of a larger norm is scaled down to it; None: no limit.
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class TrainingStep:
         micro_batch: int,
         *,
         gradient_norm: Callable[[], Tensor],
+        clip_norm: float | None,
         compiled: bool = False,
     ) -> None:
         self.network, self.optimizer, self.mean = network, optimizer, mean
         self.precision, self.micro_batch = precision, micro_batch
-        self.gradient_norm = gradient_norm
+        self.gradient_norm, self.clip_norm = gradient_norm, clip_norm
         self.scaler = precision.scaler()
         self.replicas = [m for m in network.modules() if isinstance(m, DistributedDataParallel)]
         self.loss: Callable[..., Tensor] = torch.compile(self._loss) if compiled else self._loss
@@ -73,6 +75,8 @@ class TrainingStep:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = self.gradient_norm()
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return StepResult(total, norm)

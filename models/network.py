@@ -17,27 +17,6 @@ if TYPE_CHECKING:
 IMAGE_CHANNELS = 3
 
 
-class Scale(nn.Module):
-    """Multiplies the images by a constant, before conv1.
-
-    The paper leaves inputs in about [-128, 128] and makes up for it by small fc weights (Sec. 2.2).
-    Its rate is still too large for features of that size. Biases are 0 and rectifiers and pools
-    satisfy f(c x) = c f(x), so that all features begin smaller by this factor, and nothing else
-    about the initialisation changes.
-    """
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> the same shape."""
-        return images * self.factor
-
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}"
-
-
 def rectified(
     layer: nn.Conv2d | nn.Linear,
     rectifier: Rectifier,
@@ -125,8 +104,6 @@ def convs_per_stage(model: "ModelConfig") -> list[int]:
 def build_trunk(model: "ModelConfig", act: "ActConfig") -> tuple[Trunk, int]:
     """The convolutional part and the channels of its last map; layers are named as in Table 1."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if model.input_scale != 1:
-        layers["scale"] = Scale(model.input_scale)
     channels = IMAGE_CHANNELS
     for s, (stage, count) in enumerate(zip(model.stages, convs_per_stage(model), strict=True), 1):
         for i in range(count):

@@ -60,7 +60,6 @@ def checkpoint(model: str, published: dict[str, Tensor], classes: list[str], roo
         f"model={MODELS[model]}",
         "act=relu",
         "init=he",
-        "model.input_scale=1",
         "precision=fp32",
     ]
     config = compose_config([*keys, "data.scale=256", f"data.root={root}"], TrainConfig)

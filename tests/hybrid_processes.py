@@ -102,6 +102,7 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
         precision,
         micro,
         gradient_norm=partial(lies.gradient_norm, network),
+        clip_norm=None,
     )
     traffic = Traffic(world)
     for replica in step.replicas:

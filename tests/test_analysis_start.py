@@ -10,7 +10,7 @@ from torch import nn
 from analysis.start.curvature import bound, curvature
 from analysis.start.measure import _FeatureSums, predicted_second
 from analysis.start.record import read_records
-from analysis.start.remedies import REMEDIES, scale_weights
+from analysis.start.remedies import REMEDIES, scale_inputs, scale_weights
 from models.network import build_network
 from tests.conftest import TINY, composed, metrics, run_program
 
@@ -64,23 +64,26 @@ def test_prediction_is_a_step_of_fc3_on_equal_features() -> None:
     assert predicted_second(2.0 * kernel, first, second, 10) == pytest.approx(loss)
 
 
-def test_weights_are_scaled_by_the_factor_of_all_layers_together() -> None:
-    config = composed("model=small14", "model.fc=[16,16]", "model.input_scale=1")
-    plain, scaled = (build_network(config.model, config.act, config.init, 10) for _ in range(2))
-    scale_weights(scaled, 1 / 8)
+def test_scaled_inputs_and_weights_scale_the_features() -> None:
+    config = composed("model=small14", "model.fc=[16,16]")
+    networks = [build_network(config.model, config.act, config.init, 10) for _ in range(3)]
+    plain, weights, inputs = networks
+    scale_weights(weights, 1 / 8)
+    scale_inputs(inputs, 1 / 8)
     images = 50 * torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(scaled(images), plain(images) / 8)
+        torch.testing.assert_close(weights(images), plain(images) / 8)
+        assert torch.equal(inputs(images), plain(images) / 8)
 
 
 def test_the_study_trains_as_train_does_and_tells_it(small: Path, tmp_path: Path) -> None:
     keys = [key for key in TINY if not key.startswith("model=")]
     study = ["scripts/reproduce.py", "start", "--data", str(small), "--acts", "prelu"]
     study += ["--seeds", "0", "--steps", "3", "--curvature-images", "4", "--out", str(tmp_path)]
-    study += ["--remedies", "letter", "default", "clip1", "--", *keys]
+    study += ["--remedies", "letter", "default", "inputs8", "--", *keys]
     run_program(*study)
     records = {record.case.remedy: record for record in read_records(tmp_path / "records")}
-    assert records.keys() == {"letter", "default", "clip1"}
+    assert records.keys() == {"letter", "default", "inputs8"}
     command = ["train.py", *TINY, "data=folder", f"data.root={small}", f"runs={tmp_path}"]
     for remedy in ("letter", "default"):
         more = [f"name={remedy}", "max_steps=3", "log_every=1", *REMEDIES[remedy].overrides]
@@ -94,11 +97,11 @@ def test_the_study_trains_as_train_does_and_tells_it(small: Path, tmp_path: Path
             assert 0 < of_weights < record.norms[probe.step - 1]  # it has biases and slopes, too
     first = {layer.name: layer for layer in records["default"].probes[0].layers}
     letter = {layer.name: layer for layer in records["letter"].probes[0].layers}
-    assert all(letter[n].rms == pytest.approx(32 * first[n].rms, rel=1e-3) for n in first)
-    clipped = records["clip1"]
+    assert all(letter[n].gradient == pytest.approx(first[n].gradient, rel=1e-3) for n in first)
+    clipped = records["default"]
     assert clipped.rate(1) == pytest.approx(0.01 / clipped.norms[0], rel=1e-3)
     page = (tmp_path / "README.md").read_text()
-    assert "inputs divided by 32 (default)" in page
+    assert "clipped at a norm of 1 (default)" in page
     assert len(list(tmp_path.glob("*.png"))) == 2
     again = run_program(*study)
     assert "highest loss" in again.stdout

@@ -22,7 +22,8 @@ from tests.conftest import checkpoint, composed, metrics, run_program
 from tests.test_train import same_tensors
 
 
-def test_the_norm_of_a_step_is_that_of_its_update() -> None:
+@pytest.mark.parametrize("limit", [None, 0.1, 1e6])
+def test_a_gradient_is_clipped_to_the_norm_and_reported_whole(limit: float | None) -> None:
     """The first update at rate 1 is the gradient itself, whatever the rounds of a step."""
     config = composed("model=small14", "model.fc=[64,64]", "weight_decay=0", "schedule.rates=[1]")
     world = World(0, 1, torch.device("cpu"))
@@ -36,13 +37,16 @@ def test_the_norm_of_a_step_is_that_of_its_update() -> None:
             set_precision("fp32", world.device),
             micro_batch,
             gradient_norm=partial(open_parallel("ddp", world).gradient_norm, network),
+            clip_norm=limit,
         )
         images = torch.randint(256, (8, 64, 64, 3), dtype=torch.uint8)
         labels = torch.arange(8)
         batch = Batch(images, labels, torch.zeros(8, 3), labels, labels, torch.zeros(8).bool())
         _, norm = step(batch)
         moved = nn.utils.parameters_to_vector(network.parameters()).detach() - before
-        assert norm.item() == pytest.approx(moved.double().norm().item(), rel=1e-3)
+        assert norm.item() > 0.2
+        clipped = min(norm.item(), limit or math.inf)
+        assert moved.double().norm().item() == pytest.approx(clipped, rel=1e-3)
 
 
 def test_a_loss_far_above_its_level_is_a_rise() -> None:

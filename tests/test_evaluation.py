@@ -80,9 +80,7 @@ def test_a_validation_that_misses_images_is_no_validation(num_images: int, repla
 @pytest.mark.parametrize("square", [False, True])
 def test_ten_views_against_pillow(synthetic: Path, tmp_path: Path, square: bool) -> None:
     """Every image's scores, against crops made one by one with Pillow."""
-    config = composed(
-        "model=small14", "model.fc=[32,32]", "model.input_scale=1", "init.fc_std=[0.01,0.1,0.1]"
-    )
+    config = composed("model=small14", "model.fc=[32,32]", "init.fc_std=[0.01,0.1,0.1]")
     network = build_network(config.model, config.act, config.init, 10).eval()
     mean = torch.tensor([122.679, 116.669, 104.007]).reshape(1, 1, 3)
     scorer = Scorer(network=network, mean=mean, precision=FP32, crop=64, views="ten", square=square)

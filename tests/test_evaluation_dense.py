@@ -22,7 +22,7 @@ WIDTHS = {"A": [6, 8, 10, 12], "small14": [6, 8, 12]}
 
 def narrow(model: str, act: str, *overrides: str) -> Network:
     """The architecture with few filters, and logits that are far from equal."""
-    whole = ["model.fc=[24,20]", "model.input_scale=1"]
+    whole = ["model.fc=[24,20]"]
     config = composed(f"model={model}", f"act={act}", *whole, *overrides)
     for stage, filters in zip(config.model.stages, WIDTHS[model], strict=True):
         stage.filters = filters

@@ -28,9 +28,7 @@ FP32 = Precision("fp32", torch.device("cpu"))
 
 
 def network(model: str) -> Network:
-    config = composed(
-        f"model={model}", "model.fc=[16,16]", "model.input_scale=1", "init.fc_std=[0.01,0.1,0.1]"
-    )
+    config = composed(f"model={model}", "model.fc=[16,16]", "init.fc_std=[0.01,0.1,0.1]")
     return build_network(config.model, config.act, config.init, 10).eval()
 
 
@@ -120,7 +118,7 @@ def test_map_and_crop_differ_by_the_padding_of_the_crop_only() -> None:
     One convolution of 3 x 3 before each of A's pools: positions further than a padding's reach from
     the crop's edge see the same pixels on both ways, the others do not.
     """
-    config = composed("model=A", "model.fc=[16,16]", "model.input_scale=1")
+    config = composed("model=A", "model.fc=[16,16]")
     for stage in config.model.stages:
         stage.convs = 1
     trunk = build_network(config.model, config.act, config.init, 10).eval().trunk

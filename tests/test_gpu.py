@@ -66,9 +66,7 @@ def test_eval_agrees_with_the_cpu(undisturbed: Path, tmp_path: Path) -> None:
 
 
 def test_dense_scores_agree_with_the_cpu() -> None:
-    config = composed(
-        "model=A", "model.fc=[64,64]", "model.input_scale=1", "init.fc_std=[0.01,0.1,0.1]"
-    )
+    config = composed("model=A", "model.fc=[64,64]", "init.fc_std=[0.01,0.1,0.1]")
     network = build_network(config.model, config.act, config.init, 10).eval()
     images = torch.randint(256, (2, 256, 341, 3), dtype=torch.uint8)
     found = []

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.activations import PReLU
 from models.describe import Description, describe
-from models.network import Network, Scale, build_network
+from models.network import Network, build_network
 from models.spp import SpatialPyramidPooling
 from tests.conftest import composed
 
@@ -46,17 +46,6 @@ def test_cost_is_that_of_the_paper(name: str) -> None:
     if multiply_adds is not None:
         assert found.multiply_adds / 1e10 == pytest.approx(multiply_adds, abs=0.0005)
         assert found.parameters / 1e6 == pytest.approx(parameters, abs=0.005)
-
-
-def test_all_features_begin_smaller_by_the_scale_of_the_inputs() -> None:
-    """Exactly: a power of two changes exponents only, and biases begin at 0."""
-    images = 60 * torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    letter, ours = (network("model=small14", f"model.input_scale={s}") for s in (1, 1 / 32))
-    with torch.no_grad():
-        assert torch.equal(ours.trunk(images), letter.trunk(images) / 32)
-        torch.testing.assert_close(ours(images), letter(images) / 32)
-    assert letter.state_dict().keys() == ours.state_dict().keys()
-    assert not any(isinstance(module, Scale) for module in letter.modules())
 
 
 def test_parameters_are_counted_as_torch_counts_them() -> None:
@@ -123,7 +112,7 @@ def test_rectifiers_follow_eq_1_everywhere_but_after_fc3(act: str) -> None:
     net = network("model=small14", f"act={act}").double()
     slope = composed(f"act={act}").act.slope
     images = torch.randn(2, 3, 64, 64, dtype=torch.double)
-    x = images / 32  # model.input_scale
+    x = images
     for layer in net.trunk:
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             x = layer(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from analysis.start.curvature import bound, curvature
 from analysis.start.record import Case, Curvature, Layer, Probe, Record
-from analysis.start.remedies import REMEDIES, scale_weights
+from analysis.start.remedies import REMEDIES, scale_inputs, scale_weights
 from configs.schema import TrainConfig
 from data.loading import Batch
 from data.normalise import load_mean, network_input
@@ -65,7 +65,7 @@ def measure(
         if not (math.isfinite(loss) and math.isfinite(norm)) or loss > _LOST:
             break
         if is_probed:
-            record.probes.append(Probe(number, probe.layers(remedy.clip_factor(norm))))
+            record.probes.append(Probe(number, probe.layers(record.clip_factor(number))))
     return record
 
 
@@ -81,6 +81,7 @@ def _build(case: Case, config: TrainConfig, device: torch.device) -> tuple[Netwo
         seed=case.seed,
     )
     scale_weights(network, remedy.weight_factor)
+    scale_inputs(network, remedy.input_factor)
     network = network.to(device).to(memory_format=torch.channels_last)
     parallel = open_parallel("ddp", World(0, 1, device))
     step = TrainingStep(
@@ -90,14 +91,9 @@ def _build(case: Case, config: TrainConfig, device: torch.device) -> tuple[Netwo
         set_precision(config.precision, device),
         config.images_at_once(1),
         gradient_norm=partial(parallel.gradient_norm, network),
+        clip_norm=config.clip_norm,
     )
-    if remedy.clip is not None:
-        step.optimizer.register_step_pre_hook(partial(_clip, network, remedy.clip))
     return network, step
-
-
-def _clip(network: Network, limit: float, *_hook_arguments: object) -> None:
-    nn.utils.clip_grad_norm_(network.parameters(), limit)
 
 
 def predicted_second(scale: float, first: Tensor, second: Tensor, num_classes: int) -> float:

@@ -30,6 +30,7 @@ class Case:
     rate: float = 0.01  # of the recipe, before the remedy
     momentum: float = 0.9
     width: int = 4096  # units of fc2
+    clip_norm: float | None = None  # largest norm of the whole gradient
 
     @property
     def network(self) -> tuple[str, str, str]:
@@ -111,8 +112,13 @@ class Record:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 1, times the factor by which clipping scales."""
-        remedy = REMEDIES[self.case.remedy]
-        return self.case.rate * remedy.rate_factor(step) * remedy.clip_factor(self.norms[step - 1])
+        rate = self.case.rate * REMEDIES[self.case.remedy].rate_factor(step)
+        return rate * self.clip_factor(step)
+
+    def clip_factor(self, step: int) -> float:
+        """The factor by which clipping scales the gradient of a step, from 1."""
+        limit = self.case.clip_norm
+        return 1.0 if limit is None else min(1.0, limit / self.norms[step - 1])
 
     def kernel(self, probe: int) -> float:
         """Mean inner product k of two images' features of fc2, which dropout does not change.

@@ -17,28 +17,23 @@ class Remedy:
     overrides: list[str] = field(default_factory=list)  # keys of train.py
     rate_factor: Callable[[int], float] = lambda _step: 1.0  # of step 1, 2, ...
     weight_factor: float = 1.0  # c of all L weight layers together, c^(1/L) in each (Sec. 2.2)
-    clip: float | None = None  # largest norm of the whole gradient
-
-    def clip_factor(self, norm: float) -> float:
-        """The factor by which clipping scales a gradient of this norm."""
-        return 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
+    input_factor: float = 1.0  # on what conv1 gets
 
 
-_OFF = ["model.input_scale=1"]
+_OFF = ["clip_norm=null"]
 
 REMEDIES = {
     LETTER: Remedy("the paper to the letter", _OFF),
-    DEFAULT: Remedy("inputs divided by 32 (default)"),
-    "inputs8": Remedy("inputs divided by 8", ["model.input_scale=0.125"]),
-    "inputs128": Remedy("inputs divided by 128", ["model.input_scale=0.0078125"]),
-    "factor": Remedy("all weights times (1/128)^(1/L)", _OFF, weight_factor=1 / 128),
-    "factor8": Remedy("all weights times (1/8)^(1/L)", _OFF, weight_factor=1 / 8),
-    "fc_std": Remedy("half the std of fc1 and fc2", [*_OFF, "init.fc_std=[0.005,0.005,0.001]"]),
+    DEFAULT: Remedy("gradient clipped at a norm of 1 (default)"),
+    "clip2": Remedy("gradient clipped at a norm of 2", ["clip_norm=2"]),
+    "clip5": Remedy("gradient clipped at a norm of 5", ["clip_norm=5"]),
     "warmup": Remedy("rate warmed up over 100 steps", _OFF, lambda s: min(1.0, s / 100)),
     "low": Remedy("a tenth of the rate for 100 steps", _OFF, lambda s: 0.1 if s <= 100 else 1.0),
-    "clip1": Remedy("gradient clipped at a norm of 1", _OFF, clip=1),
-    "clip2": Remedy("gradient clipped at a norm of 2", _OFF, clip=2),
-    "clip5": Remedy("gradient clipped at a norm of 5", _OFF, clip=5),
+    "inputs8": Remedy("inputs divided by 8", _OFF, input_factor=1 / 8),
+    "inputs32": Remedy("inputs divided by 32", _OFF, input_factor=1 / 32),
+    "factor8": Remedy("all weights times (1/8)^(1/L)", _OFF, weight_factor=1 / 8),
+    "factor128": Remedy("all weights times (1/128)^(1/L)", _OFF, weight_factor=1 / 128),
+    "fc_std": Remedy("half the std of fc1 and fc2", [*_OFF, "init.fc_std=[0.005,0.005,0.001]"]),
 }
 
 
@@ -48,3 +43,8 @@ def scale_weights(network: nn.Module, factor: float) -> None:
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
         layer.weight.mul_(factor ** (1 / len(layers)))
+
+
+def scale_inputs(network: nn.Module, factor: float) -> None:
+    """Multiply what the network is given by `factor`."""
+    network.register_forward_pre_hook(lambda _module, args: (args[0] * factor, *args[1:]))

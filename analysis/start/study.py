@@ -92,6 +92,7 @@ def _case(settings: Settings, index: ImageIndex, config: TrainConfig, remedy: st
         rate=config.schedule.rates[0],
         momentum=config.momentum,
         width=config.model.fc[1],
+        clip_norm=config.clip_norm,
         overrides=[key for key in settings.overrides if not key.startswith(("loader", "micro"))],
     )
 

@@ -116,6 +116,7 @@ def training_step(config: TrainConfig, precision: Precision, batch_size: int) ->
         precision,
         batch_size,
         gradient_norm=partial(Replicas(World(0, 1, precision.device)).gradient_norm, network),
+        clip_norm=config.clip_norm,
         compiled=config.compile,
     )
 
