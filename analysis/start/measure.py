@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from analysis.start.curvature import bound, curvature
+from analysis.start.curvature import curvature
 from analysis.start.record import Case, Curvature, Layer, Probe, Record
 from analysis.start.remedies import REMEDIES, scale_inputs, scale_weights
 from configs.schema import TrainConfig
@@ -45,16 +45,14 @@ def measure(
     record, probe = Record(case, steps), _NetworkProbe(network)
     previous = torch.empty(0)  # labels of the step before
     for number, batch in enumerate(batches, 1):
-        rate = case.rate * remedy.rate_factor(number)
-        set_learning_rate(step.optimizer, rate)
+        set_learning_rate(step.optimizer, case.rate * remedy.rate_factor(number))
         if number == 2 and record.probes:
             scale = record.rate(1) * record.kernel(0)
             record.second = predicted_second(scale, previous, batch.labels, case.num_classes)
         previous = batch.labels
         if curvature_images and number in (1, 2, steps):
             along, largest = _curvature(network, step, batch, curvature_images)
-            limit = bound(rate, config.momentum)
-            record.curvature.append(Curvature(number, curvature_images, along, largest, limit))
+            record.curvature.append(Curvature(number, curvature_images, along, largest))
         every = -(-steps // _NUM_PROBES)
         is_probed = number <= _NUM_PROBES or number % every == 0 or number == steps
         result = probe.during(partial(step, batch)) if is_probed else step(batch)

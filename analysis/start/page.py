@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from analysis.start.curvature import bound
 from analysis.start.plot import draw_remedies, draw_start
 from analysis.start.record import Layer, Record, read_records
 from analysis.start.remedies import DEFAULT, LETTER, REMEDIES
@@ -38,9 +39,10 @@ The noise of the labels settles in these common logits at a variance of rate x k
 until it is lower; a recipe with a smaller effective rate leaves the features larger. After some 100
 steps the noise is much the same for all recipes that learn.
 
-The default divides the images by 32 before conv1. Biases start at 0, and rectifiers and pools
-satisfy f(c x) = c f(x), so all features start 32 times smaller, and k starts 1,024 times smaller.
-The rate and the initialisation stay the paper's. `model.input_scale=1` is the paper to the letter.
+The default clips: a gradient whose Euclidean norm is above 1 is scaled down to that norm. At the
+start this divides the rate by some fifty where features are large, and changes nothing where they
+are small, as behind many layers from Xavier's initialisation. Features, initialisation and schedule
+stay the paper's. `clip_norm=null` is the paper to the letter.
 
 These images show whether training diverges at the start, and what happens to the features. They do
 not show how good a network is after 80 epochs, and one of their classes is easier to learn than one
@@ -192,21 +194,23 @@ _FEATURES: list[Column] = [
 
 def _curvatures(rows: Iterable[Runs]) -> list[str]:
     """The table of curvatures under its caption; nothing if none was measured."""
-    pairs = [(runs, c) for runs in rows for record in runs for c in record.curvature]
-    if not pairs:
+    triples = [(runs, record, c) for runs in rows for record in runs for c in record.curvature]
+    if not triples:
         return []
     header = ["network", "recipe", "step", "along the gradient", "largest eigenvalue", "bound"]
     body = [
         [
             *_names(runs),
             f"{c.step}",
-            *(f"{n:,.3g}" for n in (c.along_gradient, c.largest, c.bound)),
+            *(f"{n:,.3g}" for n in (c.along_gradient, c.largest)),
+            f"{bound(record.rate(c.step), record.case.momentum):,.3g}",
         ]
-        for runs, c in pairs
+        for runs, record, c in triples
     ]
+    images = max(c.images for *_, c in triples)
     caption = (
-        f"Curvature of the loss before a step, for {max(c.images for _, c in pairs)} images of its "
-        "batch, and the bound 2 (1 + momentum) / rate of heavy-ball descent."
+        f"Curvature of the loss before a step, for {images} images of its batch, and the bound "
+        "2 (1 + momentum) / rate of heavy-ball descent. Clipping counts as a lower rate."
     )
     return [caption, markdown_table(header, body, "ll").rstrip()]
 

@@ -80,7 +80,6 @@ class Curvature:
     images: int
     along_gradient: float  # g'Hg / g'g
     largest: float  # eigenvalue by power iteration, a lower bound
-    bound: float  # 2 (1 + momentum) / rate: above it heavy-ball descent diverges
 
 
 @dataclass
