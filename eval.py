@@ -26,7 +26,7 @@ from common.errors import UserError, one_sentence
 from configs.store import register, to_config, to_dict
 from configs.validate import validate_eval
 from data.sources.folders import refuse_closed
-from data.sources.imagenet import DEVKIT, open_devkit
+from data.sources.imagenet import label_files, open_devkit
 from engine.distributed import World, open_world
 from engine.stopping import StopRequest
 from evaluation.evaluate import NetworkScores, open_images, open_scores
@@ -98,10 +98,10 @@ def build_report(
 
 
 def class_words(root: str, classes: list[str]) -> list[str]:
-    """What people call the classes, if ImageNet's devkit is in the data set; else their names."""
+    """What people call the classes, if the devkit or Kaggle's files say so; else their names."""
     folder = Path(root).expanduser().absolute()
     refuse_closed(folder)
-    words = open_devkit(folder).words if (folder / DEVKIT).exists() else {}
+    words = open_devkit(folder).words if label_files(folder) else {}
     return [words.get(name, name) for name in classes]
 
 

@@ -2,14 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from common.errors import UserError
-from configs.validate import require
 from data.draws import Ints
 from data.sources.cache import OnProgress
-from data.sources.folders import images_in
-from data.sources.imagenet import open_devkit
+from data.sources.imagenet import DEVKIT, open_devkit
 from data.sources.index import ImageIndex, scan_folder
 from evaluation.predictions import Predictions, best_classes, readable
 
@@ -20,12 +16,7 @@ def open_test_images(root: str, classes: list[str], on_progress: OnProgress) -> 
     Raises UserError if there are none, or if no submission could be made of them.
     """
     submission_ids(root, classes)  # after hours of testing it would be too late
-    folder = Path(root).expanduser().absolute() / "test"
-    if not folder.is_dir():
-        return scan_folder(root, "test", classes, on_progress)
-    names = images_in(folder)
-    require(len(names) > 0, f"{folder} has no image in it: test images lie there without folders")
-    return ImageIndex(classes, np.full(len(names), -1, np.int64), str(folder), names)
+    return scan_folder(root, "test", classes, on_progress)
 
 
 def submission_ids(root: str, classes: list[str]) -> Ints:
@@ -35,6 +26,12 @@ def submission_ids(root: str, classes: list[str]) -> Ints:
     five.
     """
     devkit = open_devkit(Path(root).expanduser().absolute())
+    if not devkit.is_numbered:
+        raise UserError(
+            f"a submission numbers the classes as {DEVKIT} does, and {root} has Kaggle's files "
+            "alone: put the devkit there too, or give data.root=FOLDER with links to it and to "
+            "ILSVRC/"
+        )
     if devkit.classes != classes:
         raise UserError(f"the devkit in {root} has other classes than the checkpoint")
     if len(classes) < 5:

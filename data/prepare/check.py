@@ -4,7 +4,6 @@ Training reads by data/sources/index.py, which stops at the first fault; here al
 """
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,17 @@ from data.prepare.odd_images import COMMON, odd_images
 from data.prepare.pool import over_images
 from data.prepare.release import AT_LEAST, Release
 from data.sources.devkit import Devkit
-from data.sources.folders import class_folders, images_in, refuse_closed
+from data.sources.folders import refuse_closed
 from data.sources.imagenet import (
     DEVKIT,
     TARS,
     find_tar,
+    label_files,
     open_devkit,
     read_train_tar,
     unlabelled,
 )
-from data.sources.index import ImageIndex, index_folder
+from data.sources.index import ImageIndex, index_folder, split_folder
 from data.sources.tars import TarReader, join, list_images, open_tar, readable, stamp_of
 
 SPLITS = ("train", "val", "test")
@@ -78,7 +78,8 @@ def check(
     for split in SPLITS:
         for path in paths[split]:
             try:
-                index = _read_folder(run, split) if path.name == split else _read_tar(run, path)
+                in_tar = path == find_tar(root, split)
+                index = _read_tar(run, path) if in_tar else index_folder(root, split)
             except UserError as error:
                 run.wrong(path.name, f"cannot be used: {error}")
                 continue
@@ -89,13 +90,12 @@ def check(
 
 
 def _tars_and_folders(root: Path, split: str) -> list[Path]:
-    tar, folder = find_tar(root, split), root / split
-    return ([tar] if tar else []) + ([folder] if folder.is_dir() else [])
+    return [path for path in (find_tar(root, split), split_folder(root, split)) if path]
 
 
 def _check_devkit(run: _Check) -> None:
     """Only the tars cannot do without it."""
-    is_there = os.path.lexists(run.root / DEVKIT)
+    is_there = bool(label_files(run.root))
     if not is_there and not any(find_tar(run.root, split) for split in SPLITS):
         run.tell(f"{DEVKIT} is not there: labels are not compared with it")
         return
@@ -154,7 +154,7 @@ def _read_tar(run: _Check, path: Path) -> ImageIndex:
         labels = np.full(len(images), -1, np.int64)
         if path.name in TARS["val"] and devkit:
             labels = devkit.labels_of(images.names)
-            faults.append(unlabelled(images.names[labels < 0]))
+            faults.append(unlabelled(images.names[labels < 0], devkit))
     for fault in filter(None, faults):
         run.wrong(path.name, fault)
     index = ImageIndex(
@@ -162,26 +162,9 @@ def _read_tar(run: _Check, path: Path) -> ImageIndex:
         labels.astype(np.int64),
         folder=str(path),
         names=images.names,
-        tar=TarReader(str(path), stamp, offsets=images.offsets, sizes=images.sizes),
+        tar=TarReader(str(path), stamp[:2], offsets=images.offsets, sizes=images.sizes),
     )
     return index.only(np.argsort(labels, kind="stable"))
-
-
-def _read_folder(run: _Check, split: str) -> ImageIndex:
-    """The images in `split/<class>/`, or of the test split in `test/` itself; notes its faults.
-
-    Raises UserError if it cannot be read.
-    """
-    folder = run.root / split
-    names = images_in(folder) if split == "test" else np.zeros(0, "S1")
-    if split != "test" and not class_folders(folder):
-        run.wrong(split, f"has no class folders such as {split}/n01440764")
-    elif split != "test":
-        try:
-            return index_folder(folder, is_train=False)
-        except UserError as error:
-            run.wrong(split, str(error))
-    return ImageIndex([], np.full(len(names), -1, np.int64), folder=str(folder), names=names)
 
 
 def _check_numbers(run: _Check, split: str, index: ImageIndex) -> None:
@@ -192,7 +175,8 @@ def _check_numbers(run: _Check, split: str, index: ImageIndex) -> None:
     if any(counts.values()):
         amounts = _span(min(counts.values()), max(counts.values()))
         text += f" of {len(counts):,} classes, {amounts} a class"
-    run.tell(text)
+    for line in (text, *index.remarks()):
+        run.tell(line)
     expected = run.release.num_images.get(split, len(index))
     if len(index) != expected:
         run.wrong(name, f"has {len(index):,} images, not {expected:,}")

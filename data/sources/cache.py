@@ -15,6 +15,7 @@ import numpy.typing as npt
 from common.files import lock
 
 Arrays = dict[str, npt.NDArray[Any]]
+Stamp = tuple[int, int, int]  # size, times of change of content and of anything (ctime), ns
 OnProgress = Callable[[], None]  # called now and then during a long scan
 
 
@@ -25,6 +26,14 @@ def no_report() -> None:
 # Modification times have a limited resolution. A file that changed this short a time before its
 # scan could change again without a new modification time, so such a scan is not kept.
 _SETTLED_NS = 2_000_000_000
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """What tells a changed file or folder from the same one before.
+
+    Copying tools set a content's time (mtime) back to that of the original; nothing sets ctime.
+    """
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def cache_file(source: Path) -> Path | None:

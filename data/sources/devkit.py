@@ -18,18 +18,20 @@ import numpy.typing as npt
 from common.errors import UserError
 from data.sources.tars import readable
 
-_META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
-_NUMBER = re.compile(rb"(\d+)\.[^.]*$")  # of ILSVRC2012_val_00000293.JPEG
+META, TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+_NUMBER = re.compile(rb"(?<!\d)(\d{1,9})(\.[^.]*)?$")  # of ILSVRC2012_val_00000293.JPEG
 
 
 @dataclass(frozen=True)
 class Devkit:
     """K classes and V validation images."""
 
+    name: str  # of the file
     wnids: list[str]  # [K] WordNet ids in the devkit's order: ILSVRC2012_ID k is wnids[k - 1]
     words: dict[str, str]  # WordNet id -> its words, "kit fox, Vulpes macrotis"
     val_ids: npt.NDArray[np.int64]  # [V] ILSVRC2012_ID of each validation image, in file order
     num_train: dict[str, int] = field(default_factory=dict)  # WordNet id -> its training images
+    is_numbered: bool = True  # whether ILSVRC2012_IDs are the devkit's; Kaggle's files have none
 
     @property
     def classes(self) -> list[str]:
@@ -52,23 +54,28 @@ class Devkit:
 
         Their order would not do: it does not tell which image is missing.
         """
-        matches = [_NUMBER.search(name) for name in names.tolist()]
-        rows = np.array([int(match[1]) if match else 0 for match in matches], np.int64) - 1
+        rows = np.array([number_of(name) for name in names.tolist()], np.int64) - 1
         known = (rows >= 0) & (rows < len(self.val_ids))
         labels = np.full(len(names), -1, np.int64)
         labels[known] = self.val_labels[rows[known]]
         return labels
 
 
+def number_of(name: bytes) -> int:
+    """The number that ends the name of an image, with or without its extension; 0: it has none."""
+    match = _NUMBER.search(name)
+    return int(match[1]) if match else 0
+
+
 def read_devkit(path: Path) -> Devkit:
-    """The devkit in ILSVRC2012_devkit_t12.tar.gz, read without unpacking it.
+    """The devkit in ILSVRC2012_devkit_t12.tar.gz, read without unpacking it, or in its folder.
 
     Raises UserError if the file cannot be read, is damaged or incomplete, or contradicts itself.
     """
     files = _read_files(path)
     try:
-        synsets = _read_synsets(files[_META])
-        val_ids = np.array(files[_TRUTH].split(), np.int64)
+        synsets = _read_synsets(files[META])
+        val_ids = np.array(files[TRUTH].split(), np.int64)
     except Exception as error:  # scipy raises many kinds on a damaged file
         raise _refused(path, f"cannot be understood ({error})") from error
     leaves = [synset for synset in synsets if not synset["num_children"]]
@@ -81,6 +88,7 @@ def read_devkit(path: Path) -> Devkit:
     if not len(val_ids) or val_ids.min() < 1 or val_ids.max() > len(wnids):
         raise _refused(path, f"has validation labels that are not in 1..{len(wnids)}")
     return Devkit(
+        path.name,
         wnids,
         words={str(leaf["WNID"]): str(leaf["words"]) for leaf in leaves},
         val_ids=val_ids,
@@ -95,16 +103,21 @@ def _refused(path: Path, why: str) -> UserError:
 def _read_files(path: Path) -> dict[str, bytes]:
     """The two files of the devkit that matter here."""
     files: dict[str, bytes] = {}
+    if not path.name.endswith(".gz"):  # somebody has unpacked it
+        for name in (META, TRUTH):
+            with readable(path / name):
+                files[name] = (path / name).read_bytes()
+        return files
     try:
         with readable(path), open(path, "rb") as file, tarfile.open(fileobj=file) as tar:
             for member in tar:
                 name = "/".join(member.name.split("/")[-2:])
-                if name in (_META, _TRUTH) and (content := tar.extractfile(member)):
+                if name in (META, TRUTH) and (content := tar.extractfile(member)):
                     files[name] = content.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
         first = str(error).partition("\n")[0].rstrip(":")  # tarfile lists what it has tried
         raise _refused(path, f"is not a whole .tar.gz ({first})") from error
-    for name in (_META, _TRUTH):
+    for name in (META, TRUTH):
         if name not in files:
             raise _refused(path, f"holds no {name}")
     return files

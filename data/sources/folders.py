@@ -1,19 +1,40 @@
-"""A split kept as a folder of class folders: `<split>/<class>/<image>`."""
+"""A split kept as files: `<split>/<class>/<image>`, or `<split>/<image>`."""
 
 import os
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError, reason
-from data.sources.cache import Arrays, OnProgress, no_report, scan_once
+from data.sources.cache import Arrays, OnProgress, no_report, scan_once, stamp
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
 EXTENSION_NAMES = " ".join(extension.decode() for extension in EXTENSIONS)
+# Files that their owner takes for images too: they are not used, but counted.
+_OTHER_EXTENSIONS = (
+    *(b".tif", b".tiff", b".gif", b".jfif", b".jpe", b".jp2", b".j2k", b".jxl", b".avif"),
+    *(b".heic", b".heif", b".ppm", b".pgm", b".pbm", b".pnm", b".tga", b".dng", b".raw"),
+)
 UNFINISHED = ".unfinished"  # marks a split that data/prepare/write.py has not finished
 SCAN_THREADS = 16  # network file systems answer slowly but many requests at a time
+_DEEPER, _OUTSIDE = "folders inside", "images outside class folders"  # of what is not used
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """The N images of a split, in order of class, then of name."""
+
+    classes: list[str]  # the class folders, sorted; []: the images lie in the split's own folder
+    counts: npt.NDArray[np.int64]  # images of each class
+    names: npt.NDArray[np.bytes_]  # [N]
+    unused: dict[str, int]  # kind of file -> how many are not used
 
 
 def is_image(name: bytes) -> bool:
@@ -33,78 +54,160 @@ def refuse_closed(folder: Path) -> None:
         pass
 
 
-def class_folders(folder: Path) -> dict[str, int]:
-    """Class folder -> its modification time in ns, in order of name."""
-    try:
-        with os.scandir(folder) as entries:
-            times = {
-                entry.name: entry.stat().st_mtime_ns
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir()
-            }
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {reason(error)}") from error
-    return dict(sorted(times.items()))
+def class_folders(folder: Path) -> dict[str, os.stat_result]:
+    """Class folder -> its status, in order of name. Raises UserError if one is a dead link."""
+    found, dead = dict[str, os.stat_result](), list[str]()
+    with _listing(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_dead(entry):
+                dead.append(entry.path)
+            elif entry.is_dir():
+                found[entry.name] = entry.stat()
+    _refuse_dead(folder, dead)
+    return dict(sorted(found.items()))
 
 
-def list_classes(
-    folder: Path, is_train: bool, on_progress: OnProgress = no_report
-) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
-    """Class folders in order of name, the number of images in each, and all their file names.
+def scan_classes(
+    folder: Path, *, refuse_empty: bool, on_progress: OnProgress = no_report
+) -> FolderScan:
+    """The images in `folder/<class>/`.
 
-    Hidden files, other files and deeper folders are ignored, links are followed. The scan is kept
-    in the user's cache folder until a class folder changes. Raises UserError if there is no class
-    or no image, for a training class without images, and for a split that is not fully written:
-    missing validation images would go unnoticed.
+    Hidden files are ignored, links are followed. The scan is kept in the user's cache folder until
+    a folder changes. Raises UserError if there is no class or no image, for a class without images
+    if so asked, for links to what is not there, and for a split that is not fully written: missing
+    images would go unnoticed.
     """
-    times = class_folders(folder)
+    folders = class_folders(folder)
+    _refuse_unfinished(folder)
+    if not folders:
+        raise UserError(
+            f"{folder} has no class folders: images are expected as {folder}/<class>/<image>"
+        )
+    scan = _cached_scan(folder, folders, on_progress)
+    if not len(scan.names):
+        raise UserError(f"{folder} has class folders but no image ({EXTENSION_NAMES}) in any")
+    empty = [name for name, count in zip(scan.classes, scan.counts, strict=True) if not count]
+    if empty and refuse_empty:
+        raise UserError(
+            f"class folder {folder / empty[0]} has no image ({EXTENSION_NAMES}); {len(empty)} such "
+            "in all: fill or remove it"
+        )
+    return scan
+
+
+def scan_flat(folder: Path, on_progress: OnProgress = no_report) -> FolderScan:
+    """The images in `folder` itself; as scan_classes does, but there are no classes."""
+    _refuse_unfinished(folder)
+    scan = _cached_scan(folder, {}, on_progress)
+    if not len(scan.names):
+        raise UserError(f"{folder} has no image ({EXTENSION_NAMES}) in it, outside of folders")
+    return scan
+
+
+@dataclass(frozen=True)
+class Files:
+    """What lies in a folder; hidden files do not count."""
+
+    images: npt.NDArray[np.bytes_]  # sorted names
+    dead: list[str]  # paths of images that are links to what is not there
+    unused: Counter[str]  # kind -> number of files, or of folders
+
+
+def list_files(folder: Path) -> Files:
+    """What lies in a folder. Raises UserError if it cannot be read."""
+    images, dead, unused = list[bytes](), list[str](), Counter[str]()
+    with _listing(folder), os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
+            name, extension = entry.name, os.path.splitext(entry.name.lower())[1]
+            if name.startswith(b"."):
+                continue
+            if is_image(name) and _is_dead(entry):
+                dead.append(os.fsdecode(entry.path))
+            elif is_image(name) and entry.is_file():
+                images.append(name)
+            elif extension in _OTHER_EXTENSIONS:
+                unused[extension.decode()] += 1
+            elif entry.is_dir():
+                unused[_DEEPER] += 1
+    return Files(np.array(sorted(images), np.bytes_), dead, unused)
+
+
+def _cached_scan(
+    folder: Path, classes: dict[str, os.stat_result], on_progress: OnProgress
+) -> FolderScan:
+    """The images in these class folders or, if there are none, in the folder itself."""
+    with _listing(folder):
+        statuses = [folder.stat(), *classes.values()]
+    scan = partial(_scan, folder, list(classes), on_progress)
+    if any(file_system(device).startswith("fuse") for device in {s.st_dev for s in statuses}):
+        # Object stores are mounted so, and the stamps of their folders need not change.
+        arrays = scan()
+    else:
+        stamps = np.array([stamp(status) for status in statuses], np.int64)
+        state = {"classes": np.array(list(classes), np.str_), "stamps": stamps}
+        changed_ns = int(stamps[:, 1].max())
+        arrays = scan_once(folder, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
+    unused = dict(zip(arrays["kinds"].tolist(), arrays["amounts"].tolist(), strict=True))
+    return FolderScan(list(classes), arrays["counts"], arrays["names"], unused)
+
+
+def _scan(folder: Path, classes: list[str], on_progress: OnProgress) -> Arrays:
+    """A scan as it is kept in the cache. Raises UserError if images are dead links."""
+    inside = list[Files]()
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:
+        for files in pool.map(list_files, [folder / name for name in classes]):
+            inside.append(files)
+            on_progress()
+    own = list_files(folder)
+    if inside:
+        del own.unused[_DEEPER]
+        own.unused[_OUTSIDE] = len(own.images)
+    _refuse_dead(folder, [path for files in (own, *inside) for path in files.dead])
+    unused = sum((files.unused for files in inside), own.unused)
+    used = inside or [own]
+    return {
+        "counts": np.array([len(files.images) for files in used], np.int64),
+        "names": np.concatenate([files.images for files in used]),
+        "kinds": np.array(sorted(unused), np.str_),
+        "amounts": np.array([unused[kind] for kind in sorted(unused)], np.int64),
+    }
+
+
+def file_system(device: int) -> str:
+    """The type of the file system on this device, such as nfs4 or fuse.s3fs; "": not known."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            if line.split()[2] == number:
+                return line.rpartition(" - ")[2].split()[0]
+    return ""
+
+
+def _is_dead(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _refuse_dead(folder: Path, dead: list[str]) -> None:
+    if dead:
+        raise UserError(
+            f"{folder} has {len(dead):,} links to what is not there or may not be read, such as "
+            f"{dead[0]} to {os.readlink(dead[0])}: is its disk mounted?"
+        )
+
+
+def _refuse_unfinished(folder: Path) -> None:
     if (folder / UNFINISHED).exists():
         raise UserError(
             f"{folder} is not whole, scripts/prepare_imagenet.py was interrupted: type the same "
             "command again"
         )
-    if not times:
-        raise UserError(
-            f"{folder} has no class folders: images are expected as {folder}/<class>/<image>"
-        )
-    classes = list(times)
-    counts, names = _cached_scan(folder, classes, np.array(list(times.values())), on_progress)
-    if not len(names):
-        raise UserError(f"{folder} has class folders but no image ({EXTENSION_NAMES}) in any")
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty and is_train:
-        raise UserError(
-            f"class folder {folder / empty[0]} has no image ({EXTENSION_NAMES}); {len(empty)} such "
-            "in all: fill or remove it"
-        )
-    return classes, counts, names
 
 
-def images_in(folder: Path) -> npt.NDArray[np.bytes_]:
-    """Sorted file names of the images in a folder."""
+@contextmanager
+def _listing(folder: Path) -> Iterator[None]:
     try:
-        with os.scandir(os.fsencode(folder)) as entries:
-            names = [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
+        yield
     except OSError as error:
         raise UserError(f"cannot read {folder}: {reason(error)}") from error
-    return np.array(sorted(names), np.bytes_)
-
-
-def _cached_scan(
-    folder: Path, classes: list[str], times: npt.NDArray[np.int64], on_progress: OnProgress
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
-    """Number of images in each class folder, and all their names."""
-
-    def scan() -> Arrays:
-        names_by_class = []
-        with ThreadPoolExecutor(SCAN_THREADS) as pool:
-            for names in pool.map(images_in, [folder / name for name in classes]):
-                names_by_class.append(names)
-                on_progress()
-        counts = np.array([len(names) for names in names_by_class], np.int64)
-        return {"counts": counts, "names": np.concatenate(names_by_class)}
-
-    state = {"classes": np.array(classes), "times": times}
-    changed_ns = int(times.max())
-    arrays = scan_once(folder, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
-    return arrays["counts"], arrays["names"]

@@ -2,6 +2,7 @@
 
 ILSVRC2012_img_train.tar holds one uncompressed tar of images for each class, n01440764.tar and so
 on; the validation and test tars hold images, and the validation labels are in the development kit.
+Kaggle's files (data/sources/kaggle.py) may stand for the kit.
 """
 
 import os
@@ -17,8 +18,9 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from data.sources.cache import Arrays, OnProgress, no_report, scan_once
-from data.sources.devkit import Devkit, read_devkit
+from data.sources.devkit import META, TRUTH, Devkit, read_devkit
 from data.sources.folders import SCAN_THREADS
+from data.sources.kaggle import SOLUTION, WORDS, read_kaggle
 from data.sources.tars import (
     BrokenTar,
     TarListing,
@@ -37,9 +39,10 @@ TARS = {
     "test": ("ILSVRC2012_img_test_v10102019.tar", "ILSVRC2012_img_test.tar"),  # new, first release
 }
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_UNPACKED = "ILSVRC2012_devkit_t12"
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000, "test": 100_000}
 
-_FORMAT = 1  # of a scan in the cache: raise it when the format changes
+_FORMAT = 2  # of a scan in the cache: raise it when the format changes
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,44 @@ def has_tars(root: Path) -> bool:
     return any(find_tar(root, split) for split in TARS)
 
 
+def label_files(root: Path) -> list[Path]:
+    """The files here that name the classes and label the validation images; []: there are none.
+
+    They are the devkit, its two files if it is unpacked, or Kaggle's two.
+    """
+    choices = [[DEVKIT], [f"{_UNPACKED}/{META}", f"{_UNPACKED}/{TRUTH}"], [SOLUTION, WORDS]]
+    there = (names for names in choices if all(os.path.lexists(root / name) for name in names))
+    return [root / name for name in next(there, [])]
+
+
 def open_devkit(root: Path) -> Devkit:
-    """The devkit beside the tars. Raises UserError if there is none, or a bad one."""
-    if not os.path.lexists(root / DEVKIT):
+    """The devkit in this folder, or Kaggle's files. Raises UserError if there is none, or bad."""
+    files = label_files(root)
+    if not files:
         has = "has ImageNet's tars but not" if has_tars(root) else "does not have"
         raise UserError(
             f"{root} {has} {DEVKIT}, which names the classes and labels the validation images: "
             "download it too, and put it there"
         )
-    return read_devkit(root / DEVKIT)
+    if files[0].name == SOLUTION:
+        return read_kaggle(root)
+    return read_devkit(root / (DEVKIT if files[0].name == DEVKIT else _UNPACKED))
+
+
+def label_val(source: Path, names: npt.NDArray[np.bytes_], devkit: Devkit) -> npt.NDArray[np.int64]:
+    """[N] our labels of the validation images in `source`, by their numbers.
+
+    Raises UserError unless they are the images that the devkit labels.
+    """
+    if len(names) != len(devkit.val_ids):
+        raise UserError(
+            f"{source} holds {len(names):,} images but {devkit.name} labels "
+            f"{len(devkit.val_ids):,}: they do not belong together, or one of them is not whole"
+        )
+    labels = devkit.labels_of(names)
+    if fault := unlabelled(names[labels < 0], devkit):
+        raise UserError(f"{source} {fault}: they do not belong together")
+    return labels
 
 
 def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> TarScan:
@@ -96,9 +128,10 @@ def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> Ta
         return _scan_flat(path, devkit, split)
 
     state = scan_state(path)
-    _, size, modified_ns, _, devkit_modified_ns = state["state"].tolist()
-    changed_ns = max(modified_ns, devkit_modified_ns)
+    stamps = state["stamps"]
+    changed_ns = int(stamps[:, 1].max())
     arrays = scan_once(path, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
+    size, modified_ns, _ = stamps[0].tolist()
     return TarScan(
         path,
         classes=arrays["classes"].tolist(),
@@ -111,10 +144,9 @@ def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> Ta
 
 
 def scan_state(path: Path) -> Arrays:
-    """What a kept scan of this tar depends on: sizes and modification times of tar and devkit."""
-    devkit = path.parent / DEVKIT
-    devkit_stamp = stamp_of(devkit) if os.path.lexists(devkit) else (0, 0)
-    return {"state": np.array([_FORMAT, *stamp_of(path), *devkit_stamp], np.int64)}
+    """What a kept scan of this tar depends on: the stamps of the tar, then of the label files."""
+    stamps = [stamp_of(file) for file in (path, *label_files(path.parent))]
+    return {"format": np.array(_FORMAT), "stamps": np.array(stamps, np.int64)}
 
 
 @dataclass(frozen=True)
@@ -213,14 +245,7 @@ def _scan_flat(path: Path, devkit: Devkit, split: str) -> Arrays:
         raise UserError(f"{path} holds no images: download it again")
     if split == "test":
         return _arrays(devkit.classes, np.zeros(len(devkit.wnids)), images)
-    if len(images) != len(devkit.val_ids):
-        raise UserError(
-            f"{path} holds {len(images):,} images but {DEVKIT} labels {len(devkit.val_ids):,}: "
-            "the two files do not belong together, download them again"
-        )
-    labels = devkit.labels_of(images.names)
-    if fault := unlabelled(images.names[labels < 0]):
-        raise UserError(f"{path} {fault}: the two files do not belong together")
+    labels = label_val(path, images.names, devkit)
     counts = np.bincount(labels, minlength=len(devkit.wnids))
     return _arrays(devkit.classes, counts, images.only(np.argsort(labels, kind="stable")))
 
@@ -236,11 +261,13 @@ def _arrays(classes: list[str], counts: npt.NDArray[np.number], images: TarListi
     }
 
 
-def unlabelled(names: npt.NDArray[np.bytes_]) -> str:
-    """What is wrong with a validation tar that has these images without a label; "": nothing."""
+def unlabelled(names: npt.NDArray[np.bytes_], devkit: Devkit) -> str:
+    """What is wrong with validation images of which these have no label; "": nothing."""
     if not len(names):
         return ""
-    return f"holds {os.fsdecode(names[0])!r} ({len(names):,} such), which {DEVKIT} does not label"
+    return (
+        f"holds {os.fsdecode(names[0])!r} ({len(names):,} such), which {devkit.name} does not label"
+    )
 
 
 def _and_more(things: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UserError, reason
+from data.sources.cache import Stamp, stamp
 from data.sources.folders import is_image
 
 # One read of this length holds a header and the byte before it, which tarfile looks at.
@@ -199,8 +200,7 @@ class TarReader:
         return {name: value for name, value in self.__dict__.items() if name != "_handle"}
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Size and modification time, ns. Raises UserError if the file is not accessible."""
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file. Raises UserError if it is not accessible."""
     with readable(path):
-        status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+        return stamp(os.stat(path))
