@@ -56,7 +56,7 @@ class Trainer:
         self.images = [self.dataset.train.fingerprint(), self.dataset.val.fingerprint()]
         self.progress = Progress()
         self.statistics = StepStatistics(self.world)
-        self.events: list[str] = []  # noted by this process, not yet written
+        self.events = self.dataset.remarks()  # noted by this process, not yet written
         self.writer = open_writer(self.config.checkpoint.asynchronous)
         steps = self.last_step_of(self.config.epochs - 1)
         self.total = min(steps, self.config.max_steps or steps)
