@@ -22,7 +22,6 @@ import torch
 
 from analysis.propagation.page import write_page
 from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
-from analysis.report.paper import SCALED_TARGETS
 from analysis.report.read import collect
 from analysis.report.report import write_report
 from analysis.report.runs import load
@@ -53,9 +52,8 @@ def reproduce(options: argparse.Namespace) -> None:
     require(options.steps is None or options.steps > 0, "--steps must be at least 1")
     require(options.processes > 0, "--processes must be at least 1")
     is_all = options.target == "all"
-    targets = (SCALED_TARGETS if options.scaled else TARGETS) if is_all else [options.target]
     request = Request(
-        targets=targets,
+        targets=TARGETS if is_all else [options.target],
         scaled=options.scaled,
         data=options.data,
         runs=options.runs,
@@ -110,7 +108,7 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 def add_target(commands: Commands, target: str, text: str) -> None:
     """The command of a table or figure, or `all`."""
     parser = commands.add_parser(target, help=text)
-    parser.set_defaults(run=reproduce, target=target, scaled=False, steps=None)
+    parser.set_defaults(run=reproduce, target=target)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and their cost")
     parser.add_argument("--data", metavar="ROOT", help="the data set; default: datasets/imagenet")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0; scaled: 0 1 2")
@@ -126,9 +124,8 @@ def add_target(commands: Commands, target: str, text: str) -> None:
     parser.add_argument(
         "--card", choices=CARDS, default="H100", help="for estimates where none is measured"
     )
-    if target == "all" or target in SCALED_TARGETS:
-        parser.add_argument("--scaled", action="store_true", help="short runs on small images")
-        parser.add_argument("--steps", type=int, help="of a scaled run")
+    parser.add_argument("--scaled", action="store_true", help="short runs on small images")
+    parser.add_argument("--steps", type=int, help="of a scaled run")
     _add_folders(parser)
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="for train.py")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from analysis.report.paper import DENSE, ENSEMBLE_MEMBERS, SCALED_TESTS, SLOPES, TABLE4, TEN
+from analysis.report.paper import DENSE, ENSEMBLE_MEMBERS, SLOPES, TABLE4, TEN
 from analysis.report.read import collect
 from analysis.report.report import write_report
 from analysis.report.runs import Edition, load
@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             add_gradients(run, {"conv1": (norm, norm / 2), "fc1": (2 * norm, norm)}, 90_000)
     for act, wrong in (("relu", 1500), ("prelu", 1400)):
         run = make_run(runs, f"scaled-small14-{act}", "data=synthetic", "data.crop=64")
-        make_result(run, SCALED_TESTS[TEN], {73: (wrong, 500), None: (wrong, 500)}, images=2000)
+        make_result(run, TEN.scaled(64), {73: (wrong, 500), None: (wrong, 500)}, images=2000)
     reported(runs, folder / "results")
     return folder
 
@@ -131,7 +131,10 @@ def test_other_data_and_scaled_runs_have_pages_of_their_own(place: Path) -> None
     assert "ours (scaled)" in scaled
     assert "| 75.00 / 25.00 |" in scaled
     assert "difference" not in scaled
-    assert not (results / "sec22-scaled-synthetic.md").exists()  # its other rows are never run so
+    sec22 = (results / "sec22-scaled-synthetic.md").read_text()
+    assert "| 14 layers | He | 33.82 / 13.34 | 75.00 / 25.00 |" in sec22
+    assert "| 30 layers | He | 38.56 / 16.59 | not run |" in sec22
+    assert not (results / "table5-scaled-synthetic.md").exists()  # it would be empty
     (row, *_) = rows_of(results / "table2-scaled-synthetic.csv")
     assert row["difference"] == ""
     other = (results / "fig2-folder.md").read_text()

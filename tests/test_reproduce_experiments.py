@@ -10,7 +10,6 @@ from analysis.report.paper import (
     ENSEMBLE,
     ENSEMBLE_MEMBERS,
     ERROR_TABLES,
-    SCALED_TARGETS,
     SLOPE_EXPERIMENTS,
 )
 from configs.schema import TrainConfig
@@ -18,7 +17,6 @@ from configs.store import to_dict
 from configs.validate import validate
 from engine.run_folder import differences
 from models.describe import describe
-from scripts.reproduction.plan import NEEDS
 from tests.conftest import ROOT, composed, run_program
 
 FOLDER = ROOT / "configs" / "experiment"
@@ -40,8 +38,7 @@ def test_every_row_and_curve_has_its_file() -> None:
     wanted |= {name for figure in CURVE_FIGURES for _, name in figure.curves}
     wanted |= {*SLOPE_EXPERIMENTS, *(name for name, _ in ENSEMBLE_MEMBERS)}
     assert wanted - {ENSEMBLE} == set(FULL)
-    scaled = {name for target in SCALED_TARGETS for name, _ in NEEDS[target]}
-    assert {f"scaled-{name}" for name in scaled} == set(FILES) - set(FULL)
+    assert {f"scaled-{name}" for name in FULL} == set(FILES) - set(FULL)
 
 
 def test_names_and_validity(configs: dict[str, TrainConfig]) -> None:

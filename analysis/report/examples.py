@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.errors import UserError
+from data.draws import subset
 from data.sources.index import scan_folder
 from evaluation.pictures import Picture
 from evaluation.predictions import Predictions
@@ -14,15 +15,21 @@ _SEED = 20150206  # of the order in which images are considered; no result depen
 
 
 def examples(
-    predictions: Predictions, root: str, words: Sequence[str], *, right: bool
+    predictions: Predictions,
+    root: str,
+    words: Sequence[str],
+    *,
+    right: bool,
+    count: int | None = None,
 ) -> list[Picture]:
     """Randomly drawn images of different classes, which the network got right or wrong.
 
-    right: Fig. 4, the true class is predicted first; else Fig. 5, it is not among the five. Raises
-    UserError if `root` does not hold the images of the predictions.
+    right: Fig. 4, the true class is predicted first; else Fig. 5, it is not among the five. count:
+    validation images that were tested, None: all. Raises UserError if `root` does not hold them.
     """
     labels, probabilities = predictions.labels, predictions.scores
     index = scan_folder(root, "val", classes=predictions.classes)
+    index = index.only(subset(len(index), count))
     if not np.array_equal(index.labels, labels):
         raise UserError(f"the predictions are not of the validation images in {root}")
     top5 = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]

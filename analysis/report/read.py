@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis.report.paper import CURVE_FIGURES, ENSEMBLE
+from analysis.report.paper import CURVE_FIGURES
 from analysis.report.runs import Edition, Run, Session, Slopes, Validation, load, to_json
 from common.errors import UserError, refusing
 from common.files import read_json_lines
@@ -51,11 +51,14 @@ def read_run(folder: Path) -> Run | None:
         run = read_progress(folder)
         _add_metrics(run, read_json_lines(folder / "metrics.jsonl"))
         return run
-    results = _read_results(folder)
-    if not results:
+    experiment, _, data = folder.name.rpartition("-")
+    run = Run(folder.name, experiment, data=data, results=_read_results(folder))
+    if not run.is_ensemble or not run.results:
         return None
-    kind, _, data = folder.name.partition("-")
-    return Run(folder.name, kind if kind == ENSEMBLE else None, data=data, results=results)
+    member = next(iter(run.results.values()))["checkpoints"][0].partition("/")[0]
+    if (folder.parent / member / "config.yaml").is_file():
+        run.overrides = read_progress(folder.parent / member).overrides
+    return run
 
 
 def read_progress(folder: Path) -> Run:
@@ -80,23 +83,28 @@ def read_progress(folder: Path) -> Run:
     )
     edition = Edition(run.scaled, run.data)
     run.model = edition.model_label(config["model.name"], config["model.extra_convs"])
-    run.changed, run.noted = _differences(config)
+    _add_differences(run, config)
     _add_checkpoint(run, folder / "checkpoints" / "last.pt")
     return run
 
 
-def _differences(config: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Where a run differs from its experiment's file: what counts, and what is only noted."""
-    if config["experiment"] is None:
-        return [], []
+def _add_differences(run: Run, config: dict[str, Any]) -> None:
+    """Where it differs from its experiment's file: what counts, and what is only noted."""
+    if run.experiment is None:
+        return
     try:
-        asked = _experiment_config(config["experiment"], config["data.name"])
+        asked = _experiment_config(run.experiment, run.data)
     except UserError as error:
-        return [f"experiment {config['experiment']} cannot be composed ({error})"], []
+        run.changed = [f"experiment {run.experiment} cannot be composed ({error})"]
+        return
     found = changes(asked, config)
-    changed = [str(change) for change in found if change.effect is Effect.OTHER]
-    noted = [str(change) for change in found if change.effect is Effect.NOTED]
-    return changed, noted
+    other = [change for change in found if change.effect is Effect.OTHER]
+    run.noted = [str(change) for change in found if change.effect is Effect.NOTED]
+    if run.scaled:  # such runs have tables of their own, which say so
+        run.overrides = {change.key: change.new for change in other}
+        run.noted = [*map(str, other), *run.noted]
+    else:
+        run.changed = [str(change) for change in other]
 
 
 @cache

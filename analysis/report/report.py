@@ -20,15 +20,15 @@ from analysis.report.paper import (
     CURVE_FIGURES,
     DENSE,
     ENSEMBLE,
+    ENSEMBLE_MEMBERS,
     ERROR_TABLES,
     FIG7_BASELINE,
-    SCALED_TARGETS,
     SLOPE_EXPERIMENTS,
     CurveFigure,
     ErrorTable,
 )
 from analysis.report.runs import Edition, Run, editions
-from analysis.report.selection import choose, tested_runs
+from analysis.report.selection import NOT_RUN, choose, tested_runs
 from analysis.report.tables import architecture_table, curve_table, error_table, slope_table
 from common.errors import refusing
 from common.style import save_figure, styled
@@ -73,11 +73,16 @@ class _Writer:
         sections = []
         if self.edition.is_paper:
             table = architecture_table()
-            sections += [self.slopes(), Section(table.title, table)]
-        sections += [self.errors(table) for table in ERROR_TABLES if self.shows(table)]
-        sections += [self.curves(figure) for figure in CURVE_FIGURES if self.shows(figure)]
-        if not self.edition.scaled:
-            sections += [*self.pictures(), *self.classes()]
+            sections.append(Section(table.title, table))
+        if self.edition.is_paper or self.has_runs(SLOPE_EXPERIMENTS):
+            sections.append(self.slopes())
+        sections += [self.errors(table) for table in ERROR_TABLES if self.has_results(table)]
+        sections += [
+            self.curves(figure)
+            for figure in CURVE_FIGURES
+            if self.edition.is_paper or self.has_runs(figure.experiments)
+        ]
+        sections += [*self.pictures(), *self.classes()]
         return sorted(sections, key=lambda section: section.order)
 
     def title(self, text: str) -> str:
@@ -86,16 +91,21 @@ class _Writer:
             return text
         sources = " and ".join(sorted({run.source for run in self.runs if run.source}))
         how = "SCALED DOWN" if self.edition.scaled else "NOT ImageNet"
-        where = "ImageNet" if self.edition.data == "imagenet" else f'images of "{sources}"'
-        return f"{text.replace(' at scale 256', '').partition(', dense')[0]} – {how}, on {where}"
+        text = text.replace(" at scale 256", "").partition(", dense")[0]
+        return f'{text} – {how}, on images of "{sources}"'
 
-    def shows(self, item: ErrorTable | CurveFigure) -> bool:
-        """Whether this edition has the table or figure."""
-        if self.edition.is_paper:
-            return True
-        wanted = {self.edition.experiment(name) for name in item.experiments}
-        is_known = item.name in SCALED_TARGETS or not self.edition.scaled
-        return is_known and any(run.experiment in wanted for run in self.runs)
+    def has_runs(self, experiments: Sequence[str]) -> bool:
+        """Whether any of them has been run."""
+        wanted = {self.edition.experiment(name) for name in experiments}
+        return any(run.experiment in wanted for run in self.runs)
+
+    def has_results(self, table: ErrorTable) -> bool:
+        """Whether a row of the table can be filled; the paper's edition shows all tables."""
+        return self.edition.is_paper or any(
+            tested_runs(self.runs, self.edition, row.experiment, row.test).results
+            for row in table.rows
+            if row.experiment
+        )
 
     def figure(self, name: str, figure: Figure | None) -> list[str]:
         """Write a figure, or remove a stale one for which there are no runs any more."""
@@ -112,10 +122,12 @@ class _Writer:
         return Section(title, error_table(table, self.edition, self.runs, title))
 
     def slopes(self) -> Section:
-        table = slope_table(self.runs)
+        title = self.title("Table 1: learned slopes of the 14-layer model")
+        table = slope_table(self.edition, self.runs, title)
         shared, wise = (choose(self.runs, self.edition, name) for name in SLOPE_EXPERIMENTS)
         partial = [chosen.partial for chosen in (shared, wise) if chosen.partial]
-        title = f"{table.title} ({'; '.join(partial)})" if partial else table.title
+        if partial:
+            title += f" ({'; '.join(partial)})"
         has_slopes = any(run.slopes for run in [*shared.runs, *wise.runs])
         figure = draw_slopes(shared.runs, wise.runs, title) if has_slopes else None
         return Section(table.title, table, self.figure("table1", figure))
@@ -160,28 +172,47 @@ class _Writer:
         ensemble = tested_runs(self.runs, self.edition, ENSEMBLE, DENSE)
         if not self.edition.is_paper and not ensemble.results:
             return []
-        folder = self.runs_folder / f"{ENSEMBLE}-{self.edition.data}"
-        saved = folder / "predictions-dense.npz"
         sections = []
-        for number, outcome in ((4, "right"), (5, "wrong, the class is not among the five")):
+        for number, right in ((4, True), (5, False)):
+            outcome = "right" if right else "wrong, the class is not among the five"
             title = self.title(f"Fig. {number}: validation images and five predictions, {outcome}")
-            stem = f"fig{number}{self.edition.suffix}"
-            if ensemble.results and saved.is_file():
-                per_class = ensemble.results[0][1]["per_class"]
-                self._draw_pictures(saved, per_class, title, stem=stem, right=number == 4)
-            files = [stem] if (self.results / f"{stem}.png").is_file() else []
-            sections.append(Section(title, figures=files, state="not run"))
+            files = [self.results / f"fig{number}{self.edition.suffix}.{k}" for k in ("png", "svg")]
+            state = NOT_RUN
+            if ensemble.results:
+                run, result = ensemble.results[0]
+                state = self._draw_pictures(run.name, result, title, files=files, right=right)
+            figures = [files[0].stem] if files[0].is_file() else []
+            sections.append(Section(title, figures=figures, state=state))
         return sections
 
     def _draw_pictures(
-        self, path: Path, per_class: list[dict[str, Any]], title: str, *, stem: str, right: bool
-    ) -> None:
-        predictions = load_predictions(path)
-        config = next(self.runs_folder.glob(f"*-{self.edition.data}-seed*/config.yaml"))
-        names = {row["class"]: class_name(row) for row in per_class}
-        words = [names.get(name, name) for name in predictions.classes]
-        root = read_yaml(config)["data"]["root"]
-        pictures = examples(predictions, root, words, right=right)
-        if pictures:
-            for kind in ("png", "svg"):
-                draw_pictures(pictures, self.results / f"{stem}.{kind}", title)
+        self,
+        ensemble: str,
+        result: dict[str, Any],
+        title: str,
+        *,
+        files: Sequence[Path],
+        right: bool,
+    ) -> str:
+        """Draws a figure anew if it can; returns what stands for one that is not there."""
+        saved = self.runs_folder / ensemble / "predictions-dense.npz"
+        experiment, seed = ENSEMBLE_MEMBERS[0]
+        member = f"{self.edition.experiment(experiment)}-{self.edition.data}-seed{seed}"
+        config = self.runs_folder / member / "config.yaml"
+        if not (saved.is_file() and config.is_file()):
+            return f"needs {ensemble}/{saved.name} and {member}, which are not here"
+        predictions = load_predictions(saved)
+        names = {row["class"]: class_name(row) for row in result["per_class"]}
+        pictures = examples(
+            predictions,
+            read_yaml(config)["data"]["root"],
+            [names.get(name, name) for name in predictions.classes],
+            count=self.edition.test(DENSE).subset,
+            right=right,
+        )
+        for path in files:
+            if pictures:
+                draw_pictures(pictures, path, title)
+            else:
+                path.unlink(missing_ok=True)
+        return "there is no such image"

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from analysis.report.paper import SCALED_TESTS, Test
+from analysis.report.paper import ENSEMBLE, SCALED_CROP, Test
 from common.errors import UserError
 
 _SCALED = "scaled-"  # begins the name of a scaled experiment
@@ -64,6 +65,7 @@ class Run:
     validated: int = 0  # steps done at the last validation that a checkpoint knows
     finished: bool = False
     changed: list[str] = field(default_factory=list)  # makes it another experiment: "key: a -> b"
+    overrides: dict[str, Any] = field(default_factory=dict)  # a scaled run's such keys, with values
     noted: list[str] = field(default_factory=list)  # differs, but is worth showing
     val: list[Validation] = field(default_factory=list)
     train: list[tuple[int, float]] = field(default_factory=list)  # step, loss since the one before
@@ -78,6 +80,10 @@ class Run:
     @property
     def scaled(self) -> bool:
         return (self.experiment or "").startswith(_SCALED)
+
+    @property
+    def is_ensemble(self) -> bool:
+        return (self.experiment or "").removeprefix(_SCALED) == ENSEMBLE
 
     @property
     def commit(self) -> str | None:
@@ -105,6 +111,13 @@ class Edition:
 
     scaled: bool = False
     data: str = "imagenet"
+    overrides: tuple[tuple[str, str], ...] = ()  # of scaled runs: keys that differ from their files
+
+    @staticmethod
+    def of(run: Run) -> "Edition":
+        """The edition that a run is of."""
+        overrides = tuple((key, str(value)) for key, value in sorted(run.overrides.items()))
+        return Edition(run.scaled, run.data, overrides)
 
     @property
     def is_paper(self) -> bool:
@@ -117,29 +130,35 @@ class Edition:
         if self.is_paper:
             return ""
         if self.scaled:
+            changed = ", ".join(f"{key}={value}" for key, value in self.overrides)
             return (
                 "**Scaled down:** small crops, narrow layers, short runs, few test images, as "
-                "configs/experiment/scaled*.yaml say. The paper's numbers, where shown, are for "
-                "orientation; these say nothing about ImageNet."
+                f"configs/experiment/scaled*.yaml say{f', but {changed}' if changed else ''}. The "
+                "paper's numbers, where shown, are for orientation; these say nothing about "
+                "ImageNet."
             )
         return "**Not ImageNet:** the paper's numbers, where shown, are for orientation only."
 
     @property
     def suffix(self) -> str:
         """Ends the name of each of its files."""
-        return "" if self.is_paper else f"{'-scaled' if self.scaled else ''}-{self.data}"
+        if self.is_paper:
+            return ""
+        changed = f"-{crc32(repr(self.overrides).encode()):08x}" if self.overrides else ""
+        return f"{'-scaled' if self.scaled else ''}-{self.data}{changed}"
 
     def experiment(self, name: str) -> str:
         """The file in configs/experiment/ of what a table calls experiment `name`."""
         return _SCALED + name if self.scaled else name
 
     def test(self, test: Test) -> Test:
-        return SCALED_TESTS[test] if self.scaled else test
+        """How it tests a network."""
+        crop = int(dict(self.overrides).get("data.crop", SCALED_CROP))
+        return test.scaled(crop) if self.scaled else test
 
     def includes(self, run: Run) -> bool:
         """Whether a run is of this edition, and is what its experiment's file says."""
-        is_listed = run.experiment is not None and not run.changed
-        return is_listed and run.scaled == self.scaled and run.data == self.data
+        return run.experiment is not None and not run.changed and Edition.of(run) == self
 
     def model_label(self, model: str, extra_convs: int) -> str:
         """What throughputs are listed by: A, B+9, scaled-small30."""
@@ -148,7 +167,7 @@ class Edition:
 
 def editions(runs: Sequence[Run]) -> list[Edition]:
     """The paper's edition, and every other that there are runs of."""
-    known = {Edition(run.scaled, run.data) for run in runs if run.experiment and not run.changed}
+    known = {Edition.of(run) for run in runs if run.experiment and not run.changed}
     others = sorted(known - {Edition()}, key=lambda edition: edition.suffix)
     return [Edition(), *others]
 

@@ -79,15 +79,15 @@ def choose(runs: Sequence[Run], edition: Edition, experiment: str) -> Chosen:
 
 def _choose_ensemble(runs: Sequence[Run], edition: Edition) -> Chosen:
     """The result of the six models of Table 7 together; other combinations do not count."""
-    files = {f"{e}-{edition.data}-seed{s}/predictions-dense.npz" for e, s in ENSEMBLE_MEMBERS}
+    members = {(edition.experiment(experiment), seed) for experiment, seed in ENSEMBLE_MEMBERS}
+    files = {f"{e}-{edition.data}-seed{s}/predictions-dense.npz" for e, s in members}
     own = [
         run
         for run in runs
-        if run.experiment == ENSEMBLE
+        if run.is_ensemble
         and edition.includes(run)
         and any(set(result["checkpoints"]) == files for result in run.results.values())
     ]
-    members = {(edition.experiment(experiment), seed) for experiment, seed in ENSEMBLE_MEMBERS}
     unfinished = [
         run
         for run in runs
@@ -114,7 +114,7 @@ def find_result(run: Run, test: Test) -> dict[str, Any] | None:
             and config.get("split", "val") == "val"
         )
         # Combined from saved predictions, a result has no single scales.
-        is_of_run = run.experiment == ENSEMBLE or (
+        is_of_run = run.is_ensemble or (
             scales == list(test.scales) and result["checkpoints"] == [f"{run.name}/last.pt"]
         )
         is_of_test = result["views"] == test.views and config["subset"] == test.subset

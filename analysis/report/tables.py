@@ -195,20 +195,20 @@ class SlopeNumbers:
     slopes: str  # channel-shared | channel-wise, mean
     paper: float
     ours: float | None
-    difference: float | None
+    difference: float | None  # only in the paper's edition
     spread: float | None
     seeds: int | None
     state: str
     runs: str | None
 
 
-def slope_table(runs: Sequence[Run]) -> Table:
+def slope_table(edition: Edition, runs: Sequence[Run], title: str) -> Table:
     """Table 1: learned slopes of the 14-layer model, layer by layer."""
-    both = [choose(runs, Edition(), experiment) for experiment in SLOPE_EXPERIMENTS]
+    both = [choose(runs, edition, experiment) for experiment in SLOPE_EXPERIMENTS]
     kinds = ("channel-shared", "channel-wise, mean")
     header = ["layer"]
     for kind in kinds:
-        header += [f"{kind}: paper", "ours", "difference"]
+        header += [f"{kind}: paper", "ours", *(["difference"] if edition.is_paper else [])]
     rows, numbers = [], []
     for layer, papers in SLOPES.items():
         row = [layer]
@@ -220,7 +220,7 @@ def slope_table(runs: Sequence[Run]) -> Table:
                 slopes=kind,
                 paper=paper,
                 ours=ours,
-                difference=None if ours is None else ours - paper,
+                difference=ours - paper if edition.is_paper and ours is not None else None,
                 spread=spread(values),
                 seeds=len(values) or None,
                 state=chosen.state if values else NOT_RUN,
@@ -228,13 +228,13 @@ def slope_table(runs: Sequence[Run]) -> Table:
             )
             text = with_spread(ours, slope.spread, ".3f") + _remark(chosen)
             row += [number(paper, ".3f"), text if values else slope.state]
-            row.append(number(slope.difference, "+.3f"))
+            row += [number(slope.difference, "+.3f")] if edition.is_paper else []
             numbers.append(slope)
         rows.append(row)
     return Table(
-        name="table1",
-        title="Table 1: learned slopes of the 14-layer model",
-        note="Read from the last checkpoint.",
+        name="table1" + edition.suffix,
+        title=title,
+        note=f"{edition.note} Read from the last checkpoint.".strip(),
         header=header,
         rows=rows,
         numbers=numbers,

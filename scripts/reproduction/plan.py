@@ -141,11 +141,12 @@ class _Planner:
         """Table 7: the saved predictions of the six models, combined."""
         tests = [self.test(experiment, seed, DENSE) for experiment, seed in ENSEMBLE_MEMBERS]
         _, config = self.train(*ENSEMBLE_MEMBERS[0])
+        test = self.adapted(DENSE, config)
         return self.evaluate(
-            DENSE,
-            folder=Path(config.runs) / f"{ENSEMBLE}-{config.data.name}",
-            files=[test.folder / "predictions-dense.npz" for test in tests],
-            images=_count_images(config, "val"),
+            test,
+            folder=Path(config.runs) / f"{self.edition.experiment(ENSEMBLE)}-{config.data.name}",
+            files=[each.folder / f"predictions-{test.name}.npz" for each in tests],
+            images=min(_count_images(config, "val"), test.subset or NUM_IMAGES["val"]),
             root=config.data.root,
             save=True,
             needs=tests,
@@ -180,9 +181,8 @@ class _Planner:
     def test(self, experiment: str, seed: int, test: Test) -> Job:
         """The test of a run's last checkpoint; a member of the ensemble saves its predictions."""
         run, config = self.train(experiment, seed)
-        is_member = not self.request.scaled and (experiment, seed) in ENSEMBLE_MEMBERS
-        save = is_member and test is DENSE
-        test = self.edition.test(test)
+        save = (experiment, seed) in ENSEMBLE_MEMBERS and test is DENSE
+        test = self.adapted(test, config)
         images = min(_count_images(config, "val"), test.subset or NUM_IMAGES["train"])
         crops = sum(_crops(test.views, s / config.data.validation_scale) for s in test.scales)
         return self.evaluate(
@@ -197,6 +197,10 @@ class _Planner:
             dense_scales=test.scales if test.views == "dense" else (),
             multiply_adds=_forward(config) * crops / len(test.scales),
         )
+
+    def adapted(self, test: Test, config: TrainConfig) -> Test:
+        """The test of a table as networks of this run are tested."""
+        return test.scaled(config.data.crop) if self.request.scaled else test
 
     def evaluate(
         self,
