@@ -22,9 +22,9 @@ def build_optimizer(network: nn.Module, config: "TrainConfig") -> torch.optim.SG
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    # One kernel for all parameters. Not with fp16: a first step that the scaler skips leaves the
-    # momentum of the fused kernel uninitialised (torch 2.14.1).
-    fused = True if weights[0].is_cuda and config.precision != "fp16" else None
+    # One pass over weights, gradients and momentum, which must have the same strides. Not with fp16:
+    # if the scaler skips the first step, the momentum stays uninitialised (torch 2.14.1).
+    fused = None if config.precision == "fp16" else True
     rate = config.schedule.rates[0]
     return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=fused)
 

@@ -181,9 +181,15 @@ def load_whole_state(
 ) -> None:
     """Load this process's part of what whole_state returned, on any number of processes."""
     network.load_state_dict({name: parallel.part(name, whole) for name, whole in weights.items()})
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = _names(optimizer, network)
     momentum = {
-        i: {"momentum_buffer": parallel.part(names[i], held["momentum_buffer"])}
+        i: {"momentum_buffer": _like(own[i], parallel.part(names[i], held["momentum_buffer"]))}
         for i, held in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": momentum})
+
+
+def _like(parameter: Tensor, values: Tensor) -> Tensor:
+    """The values with a parameter's strides: on the CPU, fused SGD does not look at them."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(values)

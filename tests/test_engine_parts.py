@@ -7,31 +7,57 @@ from torch import nn
 from common.errors import UserError
 from configs.schema import ScheduleConfig
 from configs.validate import validate
+from engine.distributed import World
 from engine.optim import build_optimizer, set_learning_rate
+from engine.parallel import load_whole_state, open_parallel, whole_state
 from engine.schedule import learning_rate
 from models.network import build_network
 from tests.conftest import composed
 
 
 def test_sgd_is_eq_4_also_across_a_switch_of_the_rate() -> None:
-    layer = nn.Sequential(nn.Linear(3, 2)).double()
-    optimizer = build_optimizer(layer, composed("schedule.rates=[0.1]", "weight_decay=0.01"))
-    expected = {n: p.detach().clone() for n, p in layer.named_parameters()}
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 2)).double()
+    layers.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(layers, composed("schedule.rates=[0.1]", "weight_decay=0.01"))
+    expected = {n: p.detach().clone() for n, p in layers.named_parameters()}
     velocity = {n: torch.zeros_like(p) for n, p in expected.items()}
     for step in range(8):
         rate = 0.1 if step < 4 else 0.01
         set_learning_rate(optimizer, rate)
-        x = torch.randn(5, 3, dtype=torch.double)
+        x = torch.randn(5, 3, 5, 5, dtype=torch.double)
         optimizer.zero_grad()
-        layer(x).square().sum().backward()
-        for name, parameter in layer.named_parameters():
+        layers(x).square().sum().backward()
+        for name, parameter in layers.named_parameters():
             assert parameter.grad is not None
             decay = 0.01 * expected[name] if name.endswith("weight") else 0
             velocity[name] = 0.9 * velocity[name] - rate * (parameter.grad + decay)
             expected[name] = expected[name] + velocity[name]
         optimizer.step()
-        for name, parameter in layer.named_parameters():
+        for name, parameter in layers.named_parameters():
             torch.testing.assert_close(parameter.detach(), expected[name])
+
+
+def test_loaded_momentum_has_the_strides_of_its_parameter() -> None:
+    """One of other strides would be added to the wrong weights."""
+    config = composed("model=small14", "model.fc=[8,8]")
+    replicas = open_parallel("ddp", World(0, 1, torch.device("cpu")))
+    networks = [build_network(config.model, config.act, config.init, 10) for _ in range(2)]
+    optimizers = [
+        build_optimizer(n.to(memory_format=torch.channels_last), config) for n in networks
+    ]
+    for parameter in networks[0].parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizers[0].step()
+    weights, state = whole_state(replicas, networks[0], optimizers[0])
+    for held in state["state"].values():
+        held["momentum_buffer"] = held["momentum_buffer"].contiguous()
+    load_whole_state(replicas, networks[1], optimizers[1], weights=weights, state=state)
+    for own, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        other.grad = own.grad
+    for optimizer in optimizers:
+        optimizer.step()
+    for own, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.equal(own, other)
 
 
 def test_only_weights_decay() -> None:
