@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from common.errors import UserError
 
@@ -29,8 +28,13 @@ class Precision:
 
         Processes skip a step together: each may hold gradients of its own, and one overflow.
         """
-        scaler = ShardedGradScaler if dist.is_initialized() else torch.amp.GradScaler
-        return scaler(self.device.type, enabled=self.name == "fp16")
+        enabled = self.name == "fp16"
+        if enabled and dist.is_initialized():
+            # Imported where it is needed: it takes a second.
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+            return ShardedGradScaler(self.device.type)
+        return torch.amp.GradScaler(self.device.type, enabled=enabled)
 
 
 def set_precision(name: str, device: torch.device, *, fixed_shapes: bool = True) -> Precision:
