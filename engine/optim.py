@@ -22,8 +22,8 @@ def build_optimizer(network: nn.Module, config: "TrainConfig") -> torch.optim.SG
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    # One pass over weights, gradients and momentum, which must have the same strides. Not with fp16:
-    # if the scaler skips the first step, the momentum stays uninitialised (torch 2.14.1).
+    # One pass over weights, gradients and momentum, all of the same strides. Not with fp16: if
+    # the scaler skips the first step, the momentum stays uninitialised (torch 2.14.1).
     fused = None if config.precision == "fp16" else True
     rate = config.schedule.rates[0]
     return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=fused)
