@@ -1,4 +1,4 @@
-"""The measurements of signal propagation as they are kept."""
+"""The file that keeps the measurements of signal propagation."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from common.errors import UserError
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "another model", "another layer"])
-def test_measurements_that_are_not_whole_are_refused(damage: str, tmp_path: Path) -> None:
+def test_damaged_measurements_are_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "signals.json"
     row = [[1.0] * 11]  # one seed of small14
     network = {"model": "small14", "x": row, "y": row, "dx": row, "dy": row}

@@ -1,26 +1,17 @@
 """Signal propagation as measured: random images up, and a random gradient down, real networks."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import cast
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.propagation.theory import Floats, Signals
+from analysis.propagation.theory import Floats, Signals, convolutions
 from configs.schema import TrainConfig
-from models.network import IMAGE_CHANNELS, build_network
+from models.network import IMAGE_CHANNELS
 
 
-def measure(
-    config: TrainConfig,
-    *,
-    crop: int,
-    batch: int,
-    seeds: Sequence[int],
-    on_seed: Callable[[], object] = lambda: None,
-) -> Signals:
+def measure(config: TrainConfig, *, crop: int, batch: int, seeds: Sequence[int]) -> Signals:
     """Mean squares at each convolution, [seeds, L].
 
     Images [batch, 3, crop, crop] and the gradient behind the last rectifier are Gaussian noise of
@@ -29,19 +20,10 @@ def measure(
     """
     passes = []
     for seed in seeds:
-        passes.append(_one_pass(convolutions(config, seed), crop, batch, seed))
-        on_seed()
+        layers = convolutions(config, seed).requires_grad_(False)
+        layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        passes.append(_one_pass(layers, crop, batch, seed))
     return Signals(*np.stack(passes, axis=1))
-
-
-def convolutions(config: TrainConfig, seed: int) -> nn.Sequential:
-    """The trunk from conv1 to the last rectifier, without input scale and last pool."""
-    model = replace(config.model, fc=[1, 1])
-    trunk = build_network(model, config.act, config.init, num_classes=1, seed=seed).trunk
-    assert isinstance(trunk, nn.Sequential)
-    convs = [i for i, layer in enumerate(trunk) if isinstance(layer, nn.Conv2d)]
-    layers = trunk[convs[0] : convs[-1] + 2].requires_grad_(False)
-    return cast("nn.Sequential", layers.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def _one_pass(layers: nn.Sequential, crop: int, batch: int, seed: int) -> Floats:
@@ -63,9 +45,8 @@ def _one_pass(layers: nn.Sequential, crop: int, batch: int, seed: int) -> Floats
             outputs.append(y)
         x = y
     x.backward(torch.randn(x.shape, generator=generator))
-    gradients = [x.grad for x in inputs], [y.grad for y in outputs]
-    rows: tuple[Sequence[Tensor | None], ...] = (inputs, outputs, *gradients)
-    return np.array([[_mean_square(values) for values in row] for row in rows])
+    maps = (inputs, outputs, [x.grad for x in inputs], [y.grad for y in outputs])
+    return np.array([[_mean_square(values) for values in row] for row in maps])
 
 
 def _mean_square(values: Tensor | None) -> float:

@@ -11,20 +11,11 @@ from tqdm import tqdm
 
 import configs
 from analysis.propagation.measure import measure
-from analysis.propagation.theory import (
-    Conv,
-    Curves,
-    Floats,
-    Signals,
-    borders,
-    conv_table,
-    pools,
-    predict,
-)
+from analysis.propagation.theory import Conv, Floats, Signals, borders, conv_table, pools, predict
 from common.errors import UserError, refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from configs.validate import one_of
+from configs.validate import one_of, require
 from models.describe import describe
 
 INIT_NAMES = {
@@ -35,7 +26,6 @@ INIT_NAMES = {
 }
 ACT_NAMES = {"relu": "ReLU", "prelu": "PReLU, a = 0.25"}
 ACTS, INITS = tuple(ACT_NAMES), tuple(INIT_NAMES)
-DIRECTIONS = ("forward", "backward")
 
 _FILE = "signals.json"
 _QUANTITIES = ("x", "y", "dx", "dy")
@@ -64,13 +54,10 @@ class Settings:
 
         Raises UserError for an unknown model.
         """
+        keys = [(model, act, init) for model in self.models for act in ACTS for init in INITS]
         return {
-            (model, act, init): compose_config(
-                [f"model={model}", f"act={act}", f"init={init}"], TrainConfig
-            )
-            for model in self.models
-            for act in ACTS
-            for init in INITS
+            key: compose_config([f"model={key[0]}", f"act={key[1]}", f"init={key[2]}"], TrainConfig)
+            for key in keys
         }
 
 
@@ -85,107 +72,80 @@ class Study:
 
 @dataclass(frozen=True)
 class Result:
-    """One network with one initialisation."""
+    """One network with one initialisation.
+
+    The first axis of arrays is the direction. All but the draws are [2, L].
+    """
 
     model: str
     act: str
     init: str
-    slope: float
     table: list[Conv]
-    stds: list[float]  # of each layer's weights
-    predicted: Curves  # [L]
-    measured: Curves  # [seeds, L]
-    borders: Curves  # factors, [L]
-    pools: Curves  # factors, [seeds, L]
-
-    def ratio(self, direction: str) -> Floats:
-        """Measured / predicted, [seeds, L]."""
-        return np.asarray(self.measured[direction] / self.predicted[direction])
-
-    def rest(self, direction: str) -> Floats:
-        """What borders and max-pools leave unexplained of the ratio, [seeds, L]."""
-        known = self.borders[direction] * self.pools[direction]
-        return np.asarray(self.ratio(direction) / known)
+    draws: Floats  # variances as measured, [2, seeds, L]
+    predicted: Floats  # Eq. 9 and 13
+    measured: Floats  # geometric mean over seeds
+    spread: Floats  # of the seeds: the factor of one standard deviation of the logarithm
+    borders: Floats  # factor by which borders change the prediction
+    pools: Floats  # factor by which max-pools changed it, geometric mean
+    rest_mean: Floats  # what these two leave unexplained of draws / predicted
+    rest_error: Floats  # standard error of this mean
 
 
 Results = dict[Key, Result]
 
 
-def typical(values: Floats) -> Floats:
-    """[seeds, L] -> geometric mean over seeds [L]."""
-    return np.asarray(np.exp(np.log(values).mean(axis=0)))
-
-
-def spread(values: Floats) -> Floats:
-    """[seeds, L] -> [L]: the factor that is one standard deviation of the logarithm; nan for one.
-
-    Products of many random factors spread evenly on a logarithmic scale.
-    """
-    return np.asarray(np.exp(_std(np.log(values))))
-
-
-def standard_error(values: Floats) -> Floats:
-    """[seeds, L] -> [L]: of the arithmetic mean over seeds; nan for one seed."""
-    return np.asarray(_std(values) / np.sqrt(len(values)))
-
-
-def _std(values: Floats) -> Floats:
-    if len(values) < 2:
-        return np.full(values.shape[1], np.nan)
-    return np.asarray(values.std(axis=0, ddof=1))
-
-
 def measure_all(settings: Settings) -> Study:
     """Measure all networks; raises UserError for an unknown model or too small a crop."""
-    for name in ("crop", "batch", "seeds"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name} {getattr(settings, name)} must be at least 1")
+    for name, least in (("crop", 1), ("batch", 1), ("seeds", 2)):  # one seed has no spread
+        value = getattr(settings, name)
+        require(value >= least, f"--{name} {value} must be at least {least}")
     known = sorted(path.stem for path in Path(configs.__file__).parent.glob("model/*.yaml"))
     for model in settings.models:
         one_of("--models", model, known)
     networks = settings.networks()
     for config in networks.values():
-        _conv_stds(config, settings.crop)  # refuses before anything is measured
-    signals = {}
-    with tqdm(total=len(networks) * settings.seeds, unit="pass", disable=None) as bar:
-        for key, config in networks.items():
-            bar.set_description(" ".join(key))
-            signals[key] = measure(
-                config,
-                crop=settings.crop,
-                batch=settings.batch,
-                seeds=range(settings.seeds),
-                on_seed=bar.update,
-            )
+        with refusing(ValueError):  # before anything is measured
+            describe(config.model, config.act, config.init, num_classes=1, crop=settings.crop)
+    crop, batch, seeds = settings.crop, settings.batch, range(settings.seeds)
+    signals = {
+        key: measure(config, crop=crop, batch=batch, seeds=seeds)
+        for key, config in tqdm(networks.items(), unit="network", disable=None)
+    }
     return Study(settings, torch.__version__.split("+")[0], signals)
-
-
-def _conv_stds(config: TrainConfig, crop: int) -> list[float]:
-    with refusing(ValueError):
-        layers = describe(config.model, config.act, config.init, 1, crop).layers
-    return [layer.std for layer in layers if layer.kind == "conv" and layer.std is not None]
 
 
 def evaluate(study: Study) -> Results:
     """Each network's measurements beside Eq. 9 and 13, and the factors that these leave out."""
-    crop, results = study.settings.crop, {}
-    for (model, act, init), config in study.settings.networks().items():
-        signals, slope = study.signals[model, act, init], config.act.slope
-        table, stds = conv_table(config.model), _conv_stds(config, crop)
-        edges = borders(table, crop)
-        results[model, act, init] = Result(
+    results = {}
+    for key, config in study.settings.networks().items():
+        model, act, init = key
+        signals, slope, table = study.signals[key], config.act.slope, conv_table(config)
+        edges = borders(table, study.settings.crop)
+        pooled = pools(table, signals, edges, slope)
+        draws, known = signals.variances(), edges.variances()
+        predicted = predict(table, [conv.std for conv in table], slope)
+        rest = draws / (predicted * known)[:, None] / pooled
+        results[key] = Result(
             model=model,
             act=act,
             init=init,
-            slope=slope,
             table=table,
-            stds=stds,
-            predicted=predict(table, stds, slope),
-            measured=signals.curves(),
-            borders=edges.curves(),
-            pools=pools(table, signals, edges, slope),
+            draws=draws,
+            predicted=predicted,
+            measured=geometric_mean(draws),
+            # Products of many random factors spread evenly on a logarithmic scale.
+            spread=np.exp(np.log(draws).std(axis=1, ddof=1)),
+            borders=known,
+            pools=geometric_mean(pooled),
+            rest_mean=rest.mean(axis=1),
+            rest_error=rest.std(axis=1, ddof=1) / np.sqrt(study.settings.seeds),
         )
     return results
+
+
+def geometric_mean(values: Floats) -> Floats:
+    """Over seeds: [2, seeds, L] -> [2, L]."""
+    return np.asarray(np.exp(np.log(values).mean(axis=1)))
 
 
 def write_signals(study: Study, folder: Path) -> None:
@@ -214,24 +174,17 @@ def read_signals(folder: Path) -> Study:
     path = folder / _FILE
     try:
         content = json.loads(path.read_text())
-        models = tuple(content["settings"]["models"])
-        settings = Settings(**content["settings"] | {"models": models})
-        signals = {
-            (network["model"], network["act"], network["init"]): Signals(
-                **{name: np.array(network[name], dtype=np.float64) for name in _QUANTITIES}
-            )
-            for network in content["networks"]
-        }
-        version = content["torch"]
+        settings, version = Settings(**content["settings"]), content["torch"]
+        signals = {}
+        for network in content["networks"]:
+            rows = np.array([network[name] for name in _QUANTITIES], dtype=np.float64)
+            signals[network["model"], network["act"], network["init"]] = Signals(*rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing, damaged or of another version ({error})") from error
-    shapes = {
-        key: {getattr(each, name).shape for name in _QUANTITIES} for key, each in signals.items()
-    }
     expected = {
-        key: {(settings.seeds, len(conv_table(config.model)))}
+        key: (settings.seeds, len(conv_table(config)))
         for key, config in settings.networks().items()
     }
-    if shapes != expected:
+    if {key: each.x.shape for key, each in signals.items()} != expected:
         raise UserError(f"{path} is not of the networks in configs/model/: measure them again")
     return Study(settings, version, signals)
