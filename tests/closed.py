@@ -1,4 +1,4 @@
-"""Programs run as a user whom permissions bind, also where the tests run as root."""
+"""Runs programs under file permissions, even where the tests run as root."""
 
 import os
 import shutil
@@ -10,20 +10,20 @@ import pytest
 from tests.conftest import ROOT
 
 _CAPABILITIES = "-dac_override,-dac_read_search"
-# Permissions bind root as well once it has given up the right to pass over them.
+# Without these capabilities, permissions hold for root as well.
 BOUND = ["setpriv", f"--bounding-set={_CAPABILITIES}", f"--inh-caps={_CAPABILITIES}"]
 
 
 def skip_unbound() -> None:
-    """Skip a test where root cannot be bound."""
+    """Skip the test where root's rights cannot be dropped."""
     if not os.geteuid() and (
         not shutil.which(BOUND[0]) or subprocess.run([*BOUND, "true"]).returncode
     ):
-        pytest.skip("setpriv cannot take from root the right to read everything")
+        pytest.skip("setpriv cannot take away root's right to read everything")
 
 
 def refusal(*arguments: object) -> str:
-    """What a program says that must end with one sentence and exit status 1."""
+    """The output of a program that must fail with status 1 and one sentence on stderr."""
     bound = [] if os.geteuid() else BOUND
     command = [*bound, sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

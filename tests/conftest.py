@@ -120,7 +120,7 @@ def undisturbed(command: list[str], runs: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port that is free now, and is not one that the system gives to connections soon."""
+    """A free port outside the range from which the system gives ports to connections."""
     while True:
         port = 20000 + secrets.randbelow(12000)  # Linux gives those from 32768 on
         with socket.socket() as probe, suppress(OSError):

@@ -1,7 +1,6 @@
 """The kernels of models/kernels.py against autograd; run by test_models_kernels.py.
 
-In a process of its own with TRITON_INTERPRET=1 (which Triton reads as it is imported) on the CPU,
-without it on a GPU.
+It needs a process of its own: on a CPU, TRITON_INTERPRET=1 must be set when Triton is imported.
 """
 
 import os
@@ -59,7 +58,7 @@ def assert_close(ours: Tensor, truth: Tensor, tolerance: float) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_outputs_and_gradients_are_those_of_eq_1(
+def test_outputs_and_gradients_follow_eq_1(
     shape: tuple[int, ...], kind: str, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -96,7 +95,7 @@ def test_outputs_and_gradients_are_those_of_eq_1(
 
 
 @pytest.mark.parametrize("drop", [0.5, 0.3])
-def test_masks_are_those_of_dropout_bit_for_bit(drop: float) -> None:
+def test_masks_match_dropout_bit_for_bit(drop: float) -> None:
     dropout, keys = Dropout(drop, 2, 600).to(DEVICE), torch.arange(-40, 40, device=DEVICE) << 40
     ones = torch.ones(80, 600, device=DEVICE)
     ours = kernels.rectify(ones, torch.zeros(600, device=DEVICE), 0.0, dropout, keys)
@@ -106,7 +105,7 @@ def test_masks_are_those_of_dropout_bit_for_bit(drop: float) -> None:
     assert torch.equal(kernels.rectify(ones, torch.zeros(600, device=DEVICE), 0.0, dropout), ones)
 
 
-def test_infinities_and_nan_pass_as_through_relu() -> None:
+def test_infinities_and_nan_are_treated_as_by_relu() -> None:
     x = torch.tensor([[-torch.inf, torch.inf, torch.nan]], device=DEVICE, requires_grad=True)
     y = kernels.rectify(x, torch.zeros(3, device=DEVICE), 0.0)
     torch.testing.assert_close(y, x.relu(), equal_nan=True)
@@ -137,14 +136,14 @@ def results(net: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("act", ["relu", "prelu"])
-def test_a_network_computes_what_it_does_eagerly(act: str) -> None:
+def test_a_network_agrees_with_its_eager_twin(act: str) -> None:
     eager, ours = network("eager", act), network("triton", act)
     assert ours.state_dict().keys() == eager.state_dict().keys()
     for mine, theirs in zip(results(ours), results(eager), strict=True):
         assert_close(mine, theirs, 1e-4)
 
 
-def test_the_graph_stays_whole_when_compiled() -> None:
+def test_the_network_compiles_without_graph_breaks() -> None:
     ours = network("triton", "prelu")
     whole = torch.compile(ours, fullgraph=True, backend="aot_eager")
     for mine, theirs in zip(results(whole), results(ours), strict=True):

@@ -23,7 +23,7 @@ def index(small: Path) -> ImageIndex:
 
 @pytest.fixture
 def saved(tmp_path: Path, index: ImageIndex) -> Path:
-    """Predictions that are right for the first image of each class, and else far off."""
+    """Predictions: right for the first image of each class, far off for all others."""
     scores = np.tile(np.linspace(0.01, 0.02, 10, dtype=np.float32), (50, 1))
     first = np.unique(index.labels, return_index=True)[1]
     for i, label in enumerate(index.labels):
@@ -37,15 +37,15 @@ def saved(tmp_path: Path, index: ImageIndex) -> Path:
     return path
 
 
-def test_right_and_wrong_examples(saved: Path, small: Path, index: ImageIndex) -> None:
+def test_examples_are_right_or_wrong_as_asked(saved: Path, small: Path, index: ImageIndex) -> None:
     words = [f"word {name}" for name in index.classes]
     files = {index.read(i): int(index.labels[i]) for i in range(50)}
     for right in (True, False):
-        found = examples(load_predictions(saved), str(small), words, right=right)
-        assert len(found) == 10  # one of each class
-        labels = [files[picture.image] for picture in found]
+        pictures = examples(load_predictions(saved), str(small), words, right=right)
+        assert len(pictures) == 10  # one of each class
+        labels = [files[picture.image] for picture in pictures]
         assert len(set(labels)) == 10
-        for picture, label in zip(found, labels, strict=True):
+        for picture, label in zip(pictures, labels, strict=True):
             assert picture.truth == words[label]
             names = [name for name, _ in picture.guesses]
             expected = [words[(label + k) % 10] for k in range(1, 6)]
@@ -76,17 +76,17 @@ def test_figures_4_and_5_are_in_the_report(saved: Path, small: Path, tmp_path: P
         assert f"({name}.png)" in page
         assert (results / f"{name}.png").stat().st_size > 5000
         assert (results / f"{name}.svg").exists()
-    assert "(fig4.png)" not in page  # that would be of ImageNet
+    assert "(fig4.png)" not in page  # which would show ImageNet
 
 
-def test_summary_of_classes() -> None:
+def test_errors_by_class_are_summarised() -> None:
     scores = np.array([[9, 1, 0, 0, 0, 0, 0]] * 3 + [[1, 2, 3, 4, 5, 6, 7]] * 3, np.float32)
     labels = np.array([0, 0, 1, 0, 6, 1])
     errors = per_class(scores, labels, list("abcdefg"), [f"{name} word" for name in "abcdefg"])
     rows = [each.as_dict() for each in errors]
     assert [(row["class"], row["images"]) for row in rows] == [("a", 3), ("b", 2), ("g", 1)]
     summary = ClassSummary.of(errors).as_dict()
-    # a: two of three right, and one at rank 7; b: at rank 2, and at rank 6; g: right.
+    # a: two of three right, one at rank 7; b: at ranks 2 and 6; g: right.
     assert (summary["zero_top1"], summary["zero_top5"], summary["classes"]) == (1, 1, 3)
     assert [row["words"] for row in summary["worst"]] == ["b word", "a word", "g word"]
     assert [round(row["top5_error"], 1) for row in summary["worst"]] == [50.0, 33.3, 0.0]

@@ -19,7 +19,7 @@ def pages(folder: Path) -> dict[str, bytes]:
 
 
 def assert_same(fresh: dict[str, bytes], folder: Path, command: str) -> None:
-    """Neither a stale page, nor one that is missing, nor one that nothing writes any more."""
+    """No page is stale, none is missing, and none is left that nothing writes any more."""
     committed = pages(folder)
     stale = sorted(
         name for name in fresh | committed if fresh.get(name, b"") != committed.get(name, b"")

@@ -1,4 +1,4 @@
-"""The report on made-up runs: which run stands where, and that its numbers are the files'."""
+"""The report on made-up runs: each is in the right table, with the numbers of its files."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def reported(runs: Path, results: Path) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/ and results/ of a half-finished reproduction, with some things gone wrong."""
+    """runs/ and results/ of a half-finished reproduction, in which some things went wrong."""
     folder = tmp_path_factory.mktemp("reproduction")
     runs = folder / "runs"
     for seed in (0, 1, 2):  # Table 4: three seeds of PReLU, one of ReLU
@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_result(run, TEN, {256: (20_000, 8_000), None: (20_000, 8_000)})
     make_run(runs, "small14-prelu", done=3, slope=0.6)
     make_run(runs, "small14-prelu-shared", slope=0.7)
-    # A run that is not what its file says, and one on another data set.
+    # A run that differs from its experiment file, and one on another data set.
     run = make_run(runs, "small14-lrelu", "batch_size=64", "name=odd")
     make_result(run, TEN, {256: (5_000, 500), None: (5_000, 500)})
     make_run(runs, "fig2-he", "data=folder", "data.root=/elsewhere/birds")
@@ -68,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_numbers_of_a_table_are_those_of_the_result_files(place: Path) -> None:
+def test_a_table_has_the_numbers_of_the_result_files(place: Path) -> None:
     rows = rows_of(place / "results" / "table4.csv")
     assert len(rows) == 2 * len(TABLE4.rows)
     runs = {"ReLU": ["a-relu-imagenet-seed0"]}
@@ -90,7 +90,7 @@ def test_numbers_of_a_table_are_those_of_the_result_files(place: Path) -> None:
         assert row["commit"] == "c" * 40
 
 
-def test_several_seeds_have_a_spread_and_one_has_none(place: Path) -> None:
+def test_only_several_seeds_have_a_spread(place: Path) -> None:
     rows = rows_of(place / "results" / "table4.csv")
     top1 = {(r["scale"], r["activation"]): r for r in rows if r["error"] == "top1"}
     # 12010, 11710, 11410 of 50,000 wrong: 24.02, 23.42, 22.82 %.
@@ -101,7 +101,7 @@ def test_several_seeds_have_a_spread_and_one_has_none(place: Path) -> None:
     assert "| 0, 1, 2 |" in text
 
 
-def test_missing_partial_and_untested_runs_say_so(place: Path) -> None:
+def test_missing_partial_and_untested_runs_are_marked(place: Path) -> None:
     table = (place / "results" / "table2.md").read_text()
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert "40.00 / 16.00 (partial: 12 of 75 epochs)" in lines["ReLU"]
@@ -114,7 +114,7 @@ def test_missing_partial_and_untested_runs_say_so(place: Path) -> None:
     assert [row["ours"] for row in rows if row["activation"] != "ReLU"] == [""] * 6
 
 
-def test_a_run_that_is_not_its_experiment_is_in_no_table(place: Path) -> None:
+def test_a_run_that_differs_from_its_experiment_is_in_no_table(place: Path) -> None:
     page = (place / "results" / "README.md").read_text()
     assert "in no table, differs from its file: batch_size: 128 -> 64" in page
     assert "10.00 / 1.00" not in page  # its errors
@@ -163,7 +163,7 @@ def test_slopes_are_those_of_the_checkpoint(place: Path) -> None:
     assert float(rows[2]["difference"]) == pytest.approx(0.35 - 0.103, abs=1e-6)
 
 
-def test_an_ensemble_counts_only_of_the_six_models(place: Path, tmp_path: Path) -> None:
+def test_only_an_ensemble_of_the_six_models_counts(place: Path, tmp_path: Path) -> None:
     (row,) = [
         row
         for row in rows_of(place / "results" / "table7.csv")
@@ -176,7 +176,7 @@ def test_an_ensemble_counts_only_of_the_six_models(place: Path, tmp_path: Path) 
     assert "| – / 4.94 | not run |" in reported(runs, tmp_path / "results")
 
 
-def test_only_the_test_of_the_table_counts(tmp_path: Path) -> None:
+def test_only_the_test_that_the_table_names_counts(tmp_path: Path) -> None:
     wrong = {256: (100, 10), None: (100, 10)}
     odd: list[dict[str, Any]] = [
         {"square": True},
@@ -198,7 +198,7 @@ def test_only_the_test_of_the_table_counts(tmp_path: Path) -> None:
     assert "| 34.00 / 14.00 |" not in page
 
 
-def test_scaled_runs_of_other_lengths_are_not_averaged(tmp_path: Path) -> None:
+def test_scaled_runs_of_different_lengths_are_not_averaged(tmp_path: Path) -> None:
     for seed, steps in ((0, 400), (1, 400), (2, 100)):
         make_run(tmp_path, "scaled-fig3-he", "data=synthetic", f"max_steps={steps}", seed=seed)
     edition = Edition(scaled=True, data="synthetic")
@@ -233,7 +233,7 @@ def test_the_page_shows_every_figure_and_needs_no_other_file(place: Path) -> Non
     assert html.count("<table>") == len(re.findall(r"^\| ---", page, re.MULTILINE))
 
 
-def test_figures_that_nothing_supports_any_more_go(place: Path, tmp_path: Path) -> None:
+def test_figures_without_records_are_deleted(place: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(place / "results", results)
     for path in (results / "records").iterdir():

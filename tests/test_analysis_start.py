@@ -15,7 +15,7 @@ from models.network import build_network
 from tests.conftest import TINY, composed, metrics, run_program
 
 
-def test_curvature_of_a_quadratic_is_that_of_its_matrix() -> None:
+def test_curvature_of_a_quadratic_is_its_hessians() -> None:
     matrix = torch.diag(torch.tensor([9.0, 3.0, 1.0, 0.5], dtype=torch.double))
     x = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.double, requires_grad=True)
     y = torch.tensor([2.0], dtype=torch.double, requires_grad=True)
@@ -27,15 +27,15 @@ def test_curvature_of_a_quadratic_is_that_of_its_matrix() -> None:
 
 
 def test_descent_with_momentum_diverges_beyond_the_bound() -> None:
-    for curved, grows in ((0.99 * bound(0.1, 0.9), False), (1.01 * bound(0.1, 0.9), True)):
-        place, velocity = 1.0, 0.0
+    for curvature_along, grows in ((0.99 * bound(0.1, 0.9), False), (1.01 * bound(0.1, 0.9), True)):
+        position, velocity = 1.0, 0.0
         for _ in range(4000):
-            velocity = 0.9 * velocity - 0.1 * curved * place
-            place += velocity
-        assert (abs(place) > 1) == grows
+            velocity = 0.9 * velocity - 0.1 * curvature_along * position
+            position += velocity
+        assert (abs(position) > 1) == grows
 
 
-def test_sums_over_rounds_are_those_of_naive_loops() -> None:
+def test_running_sums_match_naive_loops() -> None:
     features = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.5
     features[:, 2] = -1
     sums = _FeatureSums()
@@ -50,8 +50,8 @@ def test_sums_over_rounds_are_those_of_naive_loops() -> None:
     assert common == pytest.approx(sum(pairs) / len(pairs) / energy, rel=1e-5)
 
 
-def test_prediction_is_a_step_of_fc3_on_equal_features() -> None:
-    """All images alike: the loss of step 2 is then known, and fc3 trained on them has it."""
+def test_predicted_loss_is_that_of_a_step_of_fc3_on_equal_features() -> None:
+    """With images that are all alike, a step of fc3 gives the predicted loss of step 2."""
     features = torch.full((8, 16), 0.7, dtype=torch.double)
     first, second = torch.tensor([0, 0, 1, 3, 3, 3, 5, 6]), torch.tensor([1, 2, 2, 4, 0, 6, 6, 5])
     fc3 = nn.Linear(16, 10, bias=False).double()
@@ -76,7 +76,7 @@ def test_scaled_inputs_and_weights_scale_the_features() -> None:
         assert torch.equal(inputs(images), plain(images) / 8)
 
 
-def test_the_study_trains_as_train_does_and_tells_it(small: Path, tmp_path: Path) -> None:
+def test_the_study_trains_like_train_py_and_writes_its_page(small: Path, tmp_path: Path) -> None:
     keys = [key for key in TINY if not key.startswith("model=")]
     study = ["scripts/reproduce.py", "start", "--data", str(small), "--acts", "prelu"]
     study += ["--seeds", "0", "--steps", "3", "--curvature-images", "4", "--out", str(tmp_path)]
@@ -94,7 +94,7 @@ def test_the_study_trains_as_train_does_and_tells_it(small: Path, tmp_path: Path
         assert record.norms == pytest.approx([line["gradient_norm"] for line in lines], rel=1e-3)
         for probe in record.probes:
             of_weights = math.sqrt(sum(layer.gradient**2 for layer in probe.layers))
-            assert 0 < of_weights < record.norms[probe.step - 1]  # it has biases and slopes, too
+            assert 0 < of_weights < record.norms[probe.step - 1]  # which includes biases and slopes
     first = {layer.name: layer for layer in records["default"].probes[0].layers}
     letter = {layer.name: layer for layer in records["letter"].probes[0].layers}
     assert all(letter[n].gradient == pytest.approx(first[n].gradient, rel=1e-3) for n in first)
@@ -107,7 +107,7 @@ def test_the_study_trains_as_train_does_and_tells_it(small: Path, tmp_path: Path
     assert "highest loss" in again.stdout
 
 
-def test_what_cannot_be_studied_is_refused(small: Path, tmp_path: Path) -> None:
+def test_bad_options_are_refused(small: Path, tmp_path: Path) -> None:
     for more, sentence in (
         (["--steps", "1"], "--steps must be at least 2"),
         (["--models", "Z"], "Could not find 'model/Z'"),

@@ -1,4 +1,4 @@
-"""How many CPUs a process counts as its own."""
+"""The number of CPUs that a process may use."""
 
 import os
 
@@ -13,8 +13,8 @@ from common.machine import num_cpus
         (128, 128, {}, 128),
         (128, 6, {}, 6),
         (128, 128, {"LOCAL_WORLD_SIZE": "8"}, 16),  # torchrun
-        (128, 64, {"LOCAL_WORLD_SIZE": "8"}, 8),  # in a part of a machine
-        (128, 12, {"LOCAL_WORLD_SIZE": "8"}, 12),  # bound, each to its own
+        (128, 64, {"LOCAL_WORLD_SIZE": "8"}, 8),  # on a part of a machine
+        (128, 12, {"LOCAL_WORLD_SIZE": "8"}, 12),  # each process bound to CPUs of its own
         (128, 64, {"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "16"}, 16),  # srun, not bound
         (2, 2, {"LOCAL_WORLD_SIZE": "4"}, 1),
     ],

@@ -1,4 +1,4 @@
-"""README and docs: every command is run, as far as a CPU allows, and every path looked up."""
+"""README and docs: every command runs, as far as a CPU allows, and every path exists."""
 
 import importlib
 import json
@@ -46,7 +46,7 @@ def shown(tmp: Path) -> list[tuple[str, list[str]]]:
         )
         lines = log.read_text().splitlines() if log.exists() else []
         for words in map(json.loads, lines):
-            if "scripts/slurm/array.sbatch" in words:  # the file has a run on each line
+            if "scripts/slurm/array.sbatch" in words:  # each line of the file is a run
                 table = words.index("scripts/slurm/array.sbatch") + 1
                 runs = (work / words[table]).read_text().splitlines()
                 found += [
@@ -83,7 +83,7 @@ def test_evaluation_commands_are_valid(commands: list[tuple[str, list[str]]]) ->
             validate_eval(compose_config(arguments, EvalConfig, "eval"))
 
 
-def test_every_program_is_there(commands: list[tuple[str, list[str]]]) -> None:
+def test_every_program_exists(commands: list[tuple[str, list[str]]]) -> None:
     for page, words in commands:
         if "-m" in words:
             program = words[words.index("-m") + 1].replace(".", "/") + ".py"
@@ -92,7 +92,7 @@ def test_every_program_is_there(commands: list[tuple[str, list[str]]]) -> None:
         assert (ROOT / program).is_file(), f"{page}: {' '.join(words)}"
 
 
-def test_preparing_commands_run(commands: list[tuple[str, list[str]]], tmp_path: Path) -> None:
+def test_prepare_commands_run(commands: list[tuple[str, list[str]]], tmp_path: Path) -> None:
     root = write_official(tmp_path / "official").root
     names = {"/imagenet": str(root), "OUT": str(tmp_path / "out"), "100": "2", "200": "1"}
     for number, arguments in enumerate(of(commands, "scripts/prepare_imagenet.py")):
@@ -100,17 +100,17 @@ def test_preparing_commands_run(commands: list[tuple[str, list[str]]], tmp_path:
         words = [names.get(word, word) for word in arguments]
         more = ["--out", str(tmp_path / "mean.npy")] if words[0] == "mean" else []
         done = run_program("scripts/prepare_imagenet.py", *words, *more, check=False)
-        # A small set made for the test is not ImageNet, which check says.
+        # `check` says that the small set of this test is not ImageNet.
         assert done.returncode == (words[0] == "check"), done.stdout + done.stderr
 
 
-def test_reproducing_commands_are_understood(
+def test_reproduce_commands_are_valid(
     commands: list[tuple[str, list[str]]], small: Path, tmp_path: Path
 ) -> None:
     names = {"/imagenet": str(small), "/any/image/folder": str(small)}
     for arguments in of(commands, "scripts/reproduce.py"):
         words = [names.get(word, word) for word in arguments]
-        if words[0] in ("analysis", "start", "report"):  # they run in tests of their own
+        if words[0] in ("analysis", "start", "report"):  # which have tests of their own
             importlib.import_module("scripts.reproduce").build_parser().parse_args(words)
         else:
             dry = [] if "--dry-run" in words else ["--dry-run"]
@@ -118,7 +118,7 @@ def test_reproducing_commands_are_understood(
             assert "python" in done.stdout or "sbatch" in done.stdout or "torchrun" in done.stdout
 
 
-def test_other_commands_are_understood(commands: list[tuple[str, list[str]]]) -> None:
+def test_benchmark_and_describe_commands_are_valid(commands: list[tuple[str, list[str]]]) -> None:
     for arguments in of(commands, "scripts/benchmark.py"):
         importlib.import_module("scripts.benchmark").build_parser().parse_args(arguments)
     for arguments in of(commands, "scripts/describe.py"):

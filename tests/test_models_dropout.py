@@ -1,4 +1,4 @@
-"""Dropout masks as a function of the sample's key."""
+"""Dropout masks are a function of the sample's key."""
 
 import torch
 
@@ -9,7 +9,7 @@ UNITS = unit_keys(1, 1024)
 
 
 def test_hash_is_splitmix64() -> None:
-    # First output of SplitMix64 from state 1234567 as its authors publish it.
+    # The first output of SplitMix64 from state 1234567, as its authors publish it.
     state = torch.tensor([1234567 - 0x61C8864680B583EB])
     assert hash_bits(state).item() == 6457827717110365317
 
@@ -38,7 +38,7 @@ def test_other_rates_and_scaling() -> None:
     assert Dropout(0.5, 1, 1024)(x, None) is x
 
 
-def test_a_part_of_the_batch_or_of_the_units_has_its_part_of_the_mask() -> None:
+def test_a_part_of_the_batch_or_of_the_units_gets_its_part_of_the_mask() -> None:
     whole = keep_mask(KEYS, UNITS, 0.5)
     assert torch.equal(whole[100:200], keep_mask(KEYS[100:200], UNITS, 0.5))
     assert torch.equal(whole[:, 512:], keep_mask(KEYS, UNITS[512:], 0.5))

@@ -1,4 +1,4 @@
-"""Sec. 2.2: the standard deviations, in closed form and measured on the drawn weights."""
+"""Sec. 2.2: initial standard deviations, in closed form and of the drawn weights."""
 
 import math
 
@@ -16,15 +16,15 @@ def stds(*overrides: str) -> dict[str, float]:
     return {layer.name: layer.std for layer in layers if layer.std is not None}
 
 
-def test_vgg_b_stds_are_those_the_paper_prints() -> None:
+def test_vgg_b_stds_match_the_paper() -> None:
     found = stds("model=vgg_b", "act=relu")
     printed = {"conv1_1": 0.059, "conv2_1": 0.042, "conv3_1": 0.029, "conv4_1": 0.021}
     for name, value in printed.items():
         assert found[name] == pytest.approx(value, abs=0.0005)
 
 
-def test_eq_14_telescopes_but_for_the_ends() -> None:
-    """Prod of forward gains n_l var_l / 2 with Eq. 14 is c_2 / d_L for l = 2 .. L (Sec. 2.2)."""
+def test_eq_14_telescopes_to_the_ratio_of_the_ends() -> None:
+    """With Eq. 14, the product of n_l Var[w_l] / 2 over l = 2 .. L is c_2 / d_L (Sec. 2.2)."""
     found = stds("model=vgg_b", "act=relu")
     filters = [64, 64, 128, 128, 256, 256, 512, 512, 512, 512]
     names = [name for name in found if name.startswith("conv")]

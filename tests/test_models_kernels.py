@@ -105,7 +105,7 @@ def test_machine_code_for_an_h100(
     ptx = kernel.asm["ptx"]
     assert ".target sm_90" in ptx
     assert ".f64" not in ptx
-    # Activations travel 16 bytes at a time, none by single numbers of 16 bits.
+    # Activations are loaded and stored 16 bytes at a time, none as single 16-bit numbers.
     assert "ld.global.v4.b32" in ptx
     assert "st.global.v4.b32" in ptx
     assert not re.search(r"(ld|st)\.global\.[a-z]?16", ptx)
@@ -116,9 +116,9 @@ def test_machine_code_for_an_h100(
     assert spec
     ptxas = Path(str(spec.origin)).parent / "bin" / "ptxas"
     command = [ptxas, "-v", "--gpu-name=sm_90a", "-o", "/dev/null", tmp_path / "kernel.ptx"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert "0 bytes spill stores, 0 bytes spill loads" in told
-    used = re.search(r"Used (\d+) registers", told)
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "0 bytes spill stores, 0 bytes spill loads" in report
+    used = re.search(r"Used (\d+) registers", report)
     assert used
-    # Enough programs at once to keep the memory busy: 8 KB of loads each (backward, bf16).
+    # Enough programs run at once to keep the memory busy; each loads 8 KB (backward, bf16).
     assert REGISTERS_OF_AN_SM // (int(used[1]) * 128) >= (3 if drop else 4)

@@ -39,7 +39,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_cost_is_that_of_the_paper(name: str) -> None:
+def test_layers_and_cost_match_the_paper(name: str) -> None:
     layers, multiply_adds, parameters = GOLDEN[name]
     found = description(f"model={name}")
     assert found.weight_layers == layers
@@ -48,7 +48,7 @@ def test_cost_is_that_of_the_paper(name: str) -> None:
         assert found.parameters / 1e6 == pytest.approx(parameters, abs=0.005)
 
 
-def test_parameters_are_counted_as_torch_counts_them() -> None:
+def test_parameter_counts_match_torch() -> None:
     found = description("model=small14")
     config = composed("model=small14")
     with torch.device("meta"):
@@ -56,7 +56,7 @@ def test_parameters_are_counted_as_torch_counts_them() -> None:
     assert found.parameters + found.slopes == sum(p.numel() for p in built.parameters())
 
 
-def test_small14_maps_are_those_of_the_paper() -> None:
+def test_small14_map_sizes_match_the_paper() -> None:
     shapes = {layer.name: layer.shape for layer in description("model=small14").layers}
     assert shapes["conv1"] == [64, 109, 109]
     assert [shapes[f"conv2_{i}"][1] for i in range(1, 5)] == [35, 36, 35, 36]
@@ -76,12 +76,12 @@ def test_large_models_end_in_63_bins_of_a_14_wide_map(name: str) -> None:
     assert layers["spp"].shape == [last.shape[0] * 63]
 
 
-def test_plain_vgg19_feeds_the_whole_last_map_to_fc1() -> None:
+def test_vgg19_without_spp_feeds_the_whole_last_map_to_fc1() -> None:
     maps = torch.randn(2, 5, 7, 7)
     assert torch.equal(SpatialPyramidPooling([7])(maps), maps.flatten(1))
 
 
-def test_extra_layers_by_one_override() -> None:
+def test_one_override_adds_layers() -> None:
     for extra in (3, 9):
         assert description("model=B", f"model.extra_convs={extra}").weight_layers == 22 + extra
 
@@ -92,7 +92,7 @@ def test_unknown_model_lists_the_choices() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(14, 14), (18, 18), (13, 17), (5, 9)])
-def test_spp_bins_are_those_of_11(height: int, width: int) -> None:
+def test_spp_bins_match_those_of_reference_11(height: int, width: int) -> None:
     levels = [7, 6, 3, 2, 1]
     maps = -1 - torch.rand(2, 3, height, width)  # negative everywhere
     expected = []
@@ -126,7 +126,7 @@ def test_rectifiers_follow_eq_1_everywhere_but_after_fc3(act: str) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_slope_gradient_is_eq_2_and_3(shared: bool) -> None:
+def test_slope_gradient_follows_eq_2_and_3(shared: bool) -> None:
     rectifier = PReLU(1 if shared else 4, 0.25).double()
     y = torch.randn(3, 4, 5, 6, dtype=torch.double)
     upstream = torch.randn_like(y)
@@ -136,7 +136,7 @@ def test_slope_gradient_is_eq_2_and_3(shared: bool) -> None:
     torch.testing.assert_close(rectifier.slopes.grad, expected)
 
 
-def test_slopes_start_at_a_quarter_and_are_named_as_slopes() -> None:
+def test_13_slope_parameters_start_at_a_quarter() -> None:
     slopes = {n: p for n, p in network("model=small14").named_parameters() if "slopes" in n}
     assert len(slopes) == 13
     assert all((p == 0.25).all() for p in slopes.values())
