@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from common.errors import UserError, refusing
 from common.style import BLUE, GREY, VERMILLION
 from data.decoding import decode_rgb
-from data.sources.folders import is_image
+from data.sources.folders import is_image, left_out, list_files
 from data.sources.index import ImageIndex
 from evaluation.predictions import Predictions, best_classes, readable
 
@@ -31,17 +31,19 @@ def open_pictures(names: str | list[str], classes: list[str]) -> ImageIndex:
 
     Raises UserError if a name is neither, or cannot be read.
     """
-    files: list[str] = []
+    files, unused = list[str](), list[str]()
     for name in names if isinstance(names, list) else [names]:
         path = Path(name).expanduser().absolute()
         with refusing(OSError, what=f"cannot read images={name}"):
             inside = sorted(path.iterdir()) if path.is_dir() else [path]
+            unused += [left_out(path, list_files(path).unused)] if path.is_dir() else []
             images = [str(file) for file in inside if is_image(os.fsencode(file.name))]
             if not path.exists() or not images:
                 raise UserError(f"images={name} is no image file and no folder of some")
         files += images
     paths = np.array([os.fsencode(file) for file in files], np.bytes_)
-    return ImageIndex(classes, np.full(len(files), -1, np.int64), "/", paths)
+    sentence = "; ".join(filter(None, unused))
+    return ImageIndex(classes, np.full(len(files), -1, np.int64), "/", paths, left_out=sentence)
 
 
 @dataclass(frozen=True)

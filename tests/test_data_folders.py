@@ -12,6 +12,7 @@ from data.sources import folders
 from data.sources.folders import file_system
 from data.sources.imagenet import scan_state
 from data.sources.index import open_dataset, scan_folder
+from evaluation.pictures import open_pictures
 from tests.conftest import composed
 from tests.tars import DEVKIT, TRAIN, nested, write_official
 
@@ -179,3 +180,10 @@ def test_val_may_lack_a_class_and_it_is_said(root: Path, is_there: bool) -> None
     assert dataset.remarks() == [
         f"{root}/val has no image of 1 of 3 classes, such as c03: errors are on the others"
     ]
+
+
+def test_pictures_that_are_not_used(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.tif", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (told,) = open_pictures([str(tmp_path), str(tmp_path / "a.jpg")], ["c01", "c02"]).remarks()
+    assert told.startswith(f"not used in {tmp_path}: .tif 1 (images are .jpg")

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class FolderScan:
     classes: list[str]  # the class folders, sorted; []: the images lie in the split's own folder
     counts: npt.NDArray[np.int64]  # images of each class
     names: npt.NDArray[np.bytes_]  # [N]
-    unused: dict[str, int]  # kind of file -> how many are not used
+    left_out: str  # a sentence on files that are not used; "": there are none
 
 
 def is_image(name: bytes) -> bool:
@@ -150,7 +150,7 @@ def _cached_scan(
         changed_ns = int(stamps[:, 1].max())
         arrays = scan_once(folder, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
     unused = dict(zip(arrays["kinds"].tolist(), arrays["amounts"].tolist(), strict=True))
-    return FolderScan(list(classes), arrays["counts"], arrays["names"], unused)
+    return FolderScan(list(classes), arrays["counts"], arrays["names"], left_out(folder, unused))
 
 
 def _scan(folder: Path, classes: list[str], on_progress: OnProgress) -> Arrays:
@@ -173,6 +173,14 @@ def _scan(folder: Path, classes: list[str], on_progress: OnProgress) -> Arrays:
         "kinds": np.array(sorted(unused), np.str_),
         "amounts": np.array([unused[kind] for kind in sorted(unused)], np.int64),
     }
+
+
+def left_out(folder: Path, unused: Mapping[str, int]) -> str:
+    """A sentence on the files of a folder that are not used; "" if there are none."""
+    if not unused:
+        return ""
+    amounts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(unused.items()))
+    return f"not used in {folder}: {amounts} (images are {EXTENSION_NAMES})"
 
 
 def file_system(device: int) -> str:

@@ -24,7 +24,6 @@ from common.errors import UserError
 from configs.schema import DataConfig
 from data.sources.cache import OnProgress, no_report
 from data.sources.folders import (
-    EXTENSION_NAMES,
     class_folders,
     refuse_closed,
     scan_classes,
@@ -57,7 +56,7 @@ class ImageIndex:
     names: npt.NDArray[np.bytes_] = field(repr=False)  # [N] file names inside their class's folder
     tar: TarReader | None = field(default=None, repr=False)  # [N] None: the images are files
     flat: bool = False  # the files lie in `folder` itself, whatever their class
-    unused: dict[str, int] = field(default_factory=dict)  # kind of file -> how many are not used
+    left_out: str = field(default="", repr=False)  # a sentence on files that are not used
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,10 +110,7 @@ class ImageIndex:
 
     def remarks(self) -> list[str]:
         """Sentences on what a user may not expect: files not used, classes without images."""
-        told = []
-        if self.unused:
-            amounts = ", ".join(f"{kind} {count:,}" for kind, count in self.unused.items())
-            told.append(f"not used in {self.folder}: {amounts} (images are {EXTENSION_NAMES})")
+        told = [self.left_out] if self.left_out else []
         rows = self.rows_by_class()
         lacking = [name for name, part in zip(self.classes, rows, strict=True) if not part]
         if lacking and (self.labels >= 0).any():
@@ -196,7 +192,9 @@ def index_folder(
     if not is_flat:
         scan = scan_classes(folder, refuse_empty=refuse_empty, on_progress=on_progress)
         labels = np.repeat(np.arange(len(scan.classes)), scan.counts)
-        return ImageIndex(scan.classes, labels, str(folder), names=scan.names, unused=scan.unused)
+        return ImageIndex(
+            scan.classes, labels, str(folder), names=scan.names, left_out=scan.left_out
+        )
     scan = scan_flat(folder, on_progress)
     classes, labels = list[str](), np.full(len(scan.names), -1, np.int64)
     if split == "val":
@@ -208,7 +206,7 @@ def index_folder(
         devkit = open_devkit(root)
         classes, labels = devkit.classes, label_val(folder, scan.names, devkit)
     index = ImageIndex(
-        classes, labels, str(folder), names=scan.names, flat=True, unused=scan.unused
+        classes, labels, str(folder), names=scan.names, flat=True, left_out=scan.left_out
     )
     return index.only(np.argsort(labels, kind="stable"))
 
