@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +43,7 @@ class Benchmark(ABC):
 
     paths: ClassVar[dict[str, str]]  # what each path of the rows is
 
-    rounds: int = option(3, "measurements of each path; the best one counts")
+    rounds: int = option(3, "measurements of each path")
 
     @abstractmethod
     def measure(self) -> Sequence[Row]:
@@ -58,7 +59,7 @@ class Benchmark(ABC):
         """The options, an empty line, the names of the columns, and a line for each row."""
         options = ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value)
         names = [each.name for each in fields(rows[0])]
-        lines = [names, *([str(value) for value in asdict(row).values()] for row in rows)]
+        lines = [names, *([_cell(value) for value in asdict(row).values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         about = ["", *(self.paths[row.path] for row in rows)]
         text = [options, ""]
@@ -66,6 +67,10 @@ class Benchmark(ABC):
             padded = [n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True)]
             text.append("  ".join([path.ljust(widths[0]), *padded, words]).rstrip())
         return "\n".join(text)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +107,40 @@ def seconds_of(run: Callable[[], object], count: int = 1) -> float:
     return now() - start
 
 
-def fastest(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The seconds of each path in its best of `rounds` rounds; each path returns its own.
+@dataclass(frozen=True)
+class Timing:
+    """The seconds of a path, round by round."""
 
-    Paths take turns, and the best round counts: other programs only ever slow a path down.
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """From the fastest to the slowest round, relative to the median."""
+        return rounded((max(self.seconds) - min(self.seconds)) / self.median, 2)
+
+    def speed_over(self, other: "Timing") -> float:
+        """How many times as fast as another path, the median of the rounds."""
+        pairs = zip(other.seconds, self.seconds, strict=True)
+        return rounded(median(theirs / own for theirs, own in pairs), 3)
+
+
+def time_in_turns(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
+    """The seconds of each path in `rounds` rounds; each path returns its own.
+
+    Paths take turns: other programs slow all of them down alike, so that ratios of a round hold on
+    a busy machine too.
     """
     results = [{path: measure() for path, measure in paths.items()} for _ in range(rounds)]
-    return {path: min(result[path] for result in results) for path in paths}
+    return {path: Timing([result[path] for result in results]) for path in paths}
+
+
+def fastest(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The seconds of each path in its best of `rounds` rounds: other programs only slow it down."""
+    return {path: min(each.seconds) for path, each in time_in_turns(paths, rounds).items()}
 
 
 def rounded(number: float, digits: int) -> float:

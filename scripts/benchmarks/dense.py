@@ -1,7 +1,8 @@
 """Images per second of dense testing: ours, a loop over windows, and windows cut out as a batch.
 
-All three see the same 4:3 images and their horizontal flips, through the same trunk. Weights are
-random: speed does not depend on them.
+All three see the same 4:3 images and their horizontal flips, through the same trunk. Trunk and head
+are also measured apart, the head beside its matrix products, which bound it. Weights are random:
+speed does not depend on them.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,22 +11,24 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import TrainConfig
 from configs.store import compose_config
 from data.normalise import load_mean, network_input
 from engine.precision import Precision, set_precision
-from evaluation.dense import dense_head, dense_scores, window_size
+from evaluation.dense import DenseHead, dense_head, dense_scores, window_size
+from evaluation.windows import PooledWindows
 from models.network import Network, build_network
 from scripts.benchmarks.benchmark import (
     NUM_CLASSES,
     NetworkBenchmark,
     Row,
-    fastest,
     option,
     rounded,
     seconds_of,
+    time_in_turns,
 )
 
 
@@ -35,8 +38,9 @@ class DenseRow(Row):
 
     model: str
     scale: int  # shorter side, pixels
-    images_per_second: float
-    max_error: float  # the largest difference of a probability from window_loop's
+    images_per_second: float  # median of the rounds
+    spread: float  # from the slowest to the fastest round, relative to the median
+    max_error: float | None  # the largest difference of a probability from window_loop's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +51,21 @@ class DenseBenchmark(NetworkBenchmark):
         "ours": "sliding maxima, all windows in large matrix products",
         "window_loop": "adaptive pooling and fc layers, window after window",
         "unfold": "windows cut out by unfold, pooled and classified as a batch",
+        "trunk": "the convolutions alone, image and flip as one batch",
+        "head": "ours without the trunk",
+        "head_bound": "the head's matrix products alone",
     }
 
     scales: Sequence[int] = option((256, 384, 480), "shorter sides, pixels")
     images: int = option(1, "images in a batch")
-    rounds: int = option(2, "measurements of each path; the best one counts")
     overrides: tuple[str, ...] = ()  # further keys of train.py, such as act=relu
 
     def measure(self) -> list[DenseRow]:
-        """Three rows for each scale. Raises UserError for a precision the device cannot do."""
+        """Six rows for each scale. Raises UserError for a precision the device cannot do."""
         precision = set_precision(self.precision, torch.device(self.device))
-        paths = _paths(self._network(), self.crop, precision)
+        network = self._network()
+        dense = dense_head(network, self.crop, precision)
+        paths = _paths(network, dense, self.crop, precision)
         rows = []
         for scale in self.scales:
             shape = (self.images, scale, scale * 4 // 3, 3)
@@ -65,13 +73,19 @@ class DenseBenchmark(NetworkBenchmark):
             images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
             images = images.to(precision.device)
             scores = {path: score(images) for path, score in paths.items()}  # also the warm-up
-            runs = {
-                path: partial(seconds_of, partial(score, images)) for path, score in paths.items()
+            runs: dict[str, Callable[[], object]] = {
+                path: partial(score, images) for path, score in paths.items()
             }
-            for path, seconds in fastest(runs, self.rounds).items():
-                error = (scores[path] - scores["window_loop"]).abs().max().item()
-                speed = rounded(self.images / seconds, 3)
-                rows.append(DenseRow(path, self.model, scale, speed, rounded(error, 2)))
+            runs |= _parts(network, dense, images, precision)
+            timings = time_in_turns(
+                {path: partial(seconds_of, run) for path, run in runs.items()}, self.rounds
+            )
+            for path, timing in timings.items():
+                error = None
+                if path in scores:
+                    error = rounded((scores[path] - scores["window_loop"]).abs().max().item(), 2)
+                speed = rounded(self.images / timing.median, 3)
+                rows.append(DenseRow(path, self.model, scale, speed, timing.spread, error))
         return rows
 
     def _network(self) -> Network:
@@ -91,10 +105,9 @@ def _mean(device: torch.device | str) -> Tensor:
 
 
 def _paths(
-    network: Network, crop: int, precision: Precision
+    network: Network, dense: DenseHead, crop: int, precision: Precision
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """How each path scores images uint8 [B, H, W, 3]: float32 [B, K]."""
-    dense = dense_head(network, crop, precision)
     mean, side = _mean(precision.device), window_size(network.trunk, crop)
 
     def classify(windows: Tensor) -> Tensor:
@@ -125,3 +138,29 @@ def _paths(
         "window_loop": lambda images: score(images, loop),
         "unfold": lambda images: score(images, unfold),
     }
+
+
+def _parts(
+    network: Network, dense: DenseHead, images: Tensor, precision: Precision
+) -> dict[str, Callable[[], object]]:
+    """The parts of our path for images uint8 [B, H, W, 3], and what bounds the head."""
+    views = network_input(torch.cat([images, images.flip(2)]), _mean(images.device))
+    head = network.head
+
+    def trunk() -> Tensor:
+        with torch.inference_mode(), precision.autocast():
+            return network.trunk(views)
+
+    def head_on_map() -> Tensor:
+        with precision.autocast():
+            return dense(maps)
+
+    def products() -> Tensor:
+        with torch.inference_mode(), precision.autocast():
+            x = F.linear(F.linear(features, dense.weight), head.fc2.weight)
+            return F.linear(x, head.fc3.weight)
+
+    maps = trunk()
+    num_windows = len(PooledWindows(maps, dense.levels, dense.window))
+    features = maps.new_zeros(num_windows, dense.weight.shape[1])
+    return {"trunk": trunk, "head": head_on_map, "head_bound": products}

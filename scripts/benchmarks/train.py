@@ -1,6 +1,6 @@
 """Images per second of the training step: ours, and the same network in a plain loop.
 
-Data is random and already decoded: `benchmark.py data` measures loading. mfu is the rate of
+Data is random and lies on the device: `benchmark.py data` measures loading. mfu is the rate of
 multiply-adds relative to that of one large matrix product of the same precision on this device.
 """
 
@@ -27,10 +27,10 @@ from scripts.benchmarks.benchmark import (
     NUM_CLASSES,
     NetworkBenchmark,
     Row,
-    fastest,
     option,
     rounded,
     seconds_of,
+    time_in_turns,
 )
 
 
@@ -41,7 +41,9 @@ class TrainRow(Row):
     model: str
     batch: int
     precision: str
-    images_per_second: float
+    images_per_second: float  # median of the rounds
+    spread: float  # from the slowest to the fastest round, relative to the median
+    over_plain: float  # speed relative to plain_channels_last's, median of the rounds
     mfu: float
 
 
@@ -67,20 +69,31 @@ class TrainBenchmark(NetworkBenchmark):
         network = describe(config.model, config.act, config.init, NUM_CLASSES, self.crop)
         peak = _matmul_rate(precision)
         step = training_step(config, precision, self.batch)
+        batch = random_batch(self.batch, self.crop, self.device)
         steps: dict[str, Callable[[], object]] = {
-            "ours": partial(step, random_batch(self.batch, self.crop)),
+            "ours": partial(step, batch),
             "plain_nchw": self._plain(config, precision, torch.contiguous_format),
             "plain_channels_last": self._plain(config, precision, torch.channels_last),
         }
         runs = {path: partial(seconds_of, run, self.steps) for path, run in steps.items()}
-        fastest(runs, rounds=1)  # warm-up
+        time_in_turns(runs, rounds=1)  # warm-up
+        timings = time_in_turns(runs, self.rounds)
         rows = []
-        for path, seconds in fastest(runs, self.rounds).items():
-            rate = self.batch * self.steps / seconds
-            # Backward costs twice what forward does; a multiply-add is two operations.
-            mfu = rounded(6 * network.multiply_adds * rate / peak, 3)
-            speed = rounded(rate, 4)
-            rows.append(TrainRow(path, self.model, self.batch, self.precision, speed, mfu))
+        for path, timing in timings.items():
+            rate = self.batch * self.steps / timing.median
+            rows.append(
+                TrainRow(
+                    path,
+                    self.model,
+                    self.batch,
+                    self.precision,
+                    images_per_second=rounded(rate, 4),
+                    spread=timing.spread,
+                    over_plain=timing.speed_over(timings["plain_channels_last"]),
+                    # Backward costs twice what forward does; a multiply-add is two operations.
+                    mfu=rounded(6 * network.multiply_adds * rate / peak, 3),
+                )
+            )
         return rows
 
     def _plain(
@@ -89,8 +102,8 @@ class TrainBenchmark(NetworkBenchmark):
         """A step as a plain PyTorch program does it."""
         network = _network(config, precision, layout)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        images = 50 * torch.randn(self.batch, 3, self.crop, self.crop)
-        images = images.to(self.device).contiguous(memory_format=layout)
+        images = 50 * torch.randn(self.batch, 3, self.crop, self.crop, device=self.device)
+        images = images.contiguous(memory_format=layout)
         labels = torch.randint(NUM_CLASSES, (self.batch,), device=self.device)
 
         def step() -> None:
@@ -121,12 +134,13 @@ def training_step(config: TrainConfig, precision: Precision, batch_size: int) ->
     )
 
 
-def random_batch(size: int, crop: int) -> Batch:
-    """A batch of noise, in host memory."""
-    images = torch.randint(256, (size, crop, crop, 3), dtype=torch.uint8)
-    labels, keys = torch.randint(NUM_CLASSES, (size,)), torch.randint(2**62, (size,))
-    none = torch.zeros(size, dtype=torch.bool)
-    return Batch(images, labels, torch.zeros(size, 3), keys, indices=labels, replaced=none)
+def random_batch(size: int, crop: int, device: str = "cpu") -> Batch:
+    """A batch of noise, on a device."""
+    with torch.device(device):
+        images = torch.randint(256, (size, crop, crop, 3), dtype=torch.uint8)
+        labels, keys = torch.randint(NUM_CLASSES, (size,)), torch.randint(2**62, (size,))
+        none = torch.zeros(size, dtype=torch.bool)
+        return Batch(images, labels, torch.zeros(size, 3), keys, indices=labels, replaced=none)
 
 
 def _network(config: TrainConfig, precision: Precision, layout: torch.memory_format) -> Network:
@@ -135,12 +149,10 @@ def _network(config: TrainConfig, precision: Precision, layout: torch.memory_for
 
 
 def _matmul_rate(precision: Precision) -> float:
-    """Operations per second of one large matrix product on random numbers."""
+    """Operations per second of one large matrix product on random numbers, without casts."""
     size = 8192 if precision.device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=precision.device)
-
-    def product() -> None:
-        with precision.autocast():
-            a @ b
-
-    return 2 * size**3 / min(seconds_of(product) for _ in range(8))
+    with precision.autocast():
+        dtype = (a @ b).dtype
+    a, b = a.to(dtype), b.to(dtype)
+    return 2 * size**3 / min(seconds_of(lambda: a @ b) for _ in range(8))
