@@ -4,7 +4,10 @@ The same command again resumes. `python train.py --help` explains the keys.
 """
 
 import os
+import re
+import shlex
 from functools import partial
+from pathlib import Path
 
 # Loader threads share the cores with torch's, which would spin at every barrier and starve both.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -97,6 +100,18 @@ def build(config: TrainConfig, world: World) -> Trainer:
     )
 
 
+def evaluation_command(config: TrainConfig) -> str:
+    """The command that tests the run's last weights, as a shell takes it."""
+    path = str(config.folder / "checkpoints" / "last.pt")
+    if not re.fullmatch(r"[\w./-]+", path, re.ASCII):  # else Hydra's own quotes
+        path = '"' + path.replace('"', r"\"") + '"'
+    words = [os.path.relpath(Path(__file__).with_name("eval.py")), f"checkpoint={path}"]
+    words.append("views=dense")
+    words += [f"loader={config.loader.name}"] * (config.loader.name != "dali")
+    words += [f"device={config.device}"] * (config.device != "auto")
+    return shlex.join(["python", *words])
+
+
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(raw: DictConfig) -> None:
     """Compose, validate, build, fit."""
@@ -107,6 +122,10 @@ def main(raw: DictConfig) -> None:
             trainer = build(config, world)
             with open_run(config.folder, trainer.settings, world):
                 trainer.fit()
+            if world.is_main:
+                print(
+                    f"{trainer.outcome()}\n  to test it   {evaluation_command(config)}", flush=True
+                )
 
 
 if __name__ == "__main__":

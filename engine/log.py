@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from tqdm import tqdm
 from common.errors import refusing
 from common.files import read_json_lines, write_atomically
 from engine.parallel import Parallel, gradients
+from models.learned import CONV1, filter_grid, slopes_by_layer, slopes_of
+
+# tqdm's own, without its estimate of the time left: it knows nothing of validations.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+_AT_VALIDATIONS = ("val", "slopes")  # kinds of lines
 
 
 class Log:
@@ -27,27 +33,40 @@ class Log:
         self, folder: Path, *, step: int, validated: int, total: int, active: bool
     ) -> None:
         self.active = active
+        self.validations: list[dict[str, Any]] = []  # lines of kind val, of all sessions
+        self.rates: list[float] = []  # images per second, of the lines of earlier sessions
         if not active:
             return
         self.path = folder / "metrics.jsonl"
-        last = {"val": validated}
+        last = dict.fromkeys(_AT_VALIDATIONS, validated)
         lines = read_json_lines(self.path) if step else []
         kept = [line for line in lines if line["step"] <= last.get(line["kind"], step)]
+        self.validations = [line for line in kept if line["kind"] == "val"]
+        self.rates = [line["images_per_second"] for line in kept if line["kind"] == "train"]
         self.told = {line["what"] for line in kept if line["kind"] == "event"}
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda file: file.write(text.encode()))
         self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
         # TensorBoard hides what it has from purge_step on, so that curves do not run back.
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self.bar = tqdm(total=total, initial=step, unit="step", disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=total,
+            initial=step,
+            unit="step",
+            bar_format=_BAR,
+            disable=not sys.stderr.isatty(),
+        )
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line of metrics.jsonl; numbers go to TensorBoard too."""
         if not self.active:
             return
+        line = {"kind": kind, "step": step, **values}
         with refusing(OSError, what=f"could not write {self.path}"):
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.write(json.dumps(line) + "\n")
             self.file.flush()
+        if kind == "val":
+            self.validations.append(line)
         for key, value in values.items():
             if isinstance(value, int | float) and key != "epoch":
                 self.board.add_scalar(f"{kind}/{key}", value, step)
@@ -87,8 +106,7 @@ class Log:
         held = gradients(network)
         # None yet where a resumed run begins by passing over steps.
         norms = dict(zip(held, parallel.norms(held).tolist() if held else [], strict=True))
-        slopes = {n: p.detach() for n, p in network.named_parameters() if n.endswith(".slopes")}
-        for name, values in parallel.whole(slopes):
+        for name, values in _whole_slopes(network, parallel).items():
             self.scalar(f"slope/{name.removesuffix('.slopes')}", values.mean().item(), step)
         for name, norm in norms.items():
             self.scalar(f"gradient_norm/{name}", norm, step)
@@ -99,6 +117,26 @@ class Log:
         }
         if by_layer:
             self.write("gradients", step, norms=by_layer)
+
+    def learned(self, step: int, network: nn.Module, parallel: Parallel) -> None:
+        """How the slopes of each layer are distributed, and a picture of conv1's filters.
+
+        Called by all processes, as `layers` is.
+        """
+        by_layer = slopes_by_layer(_whole_slopes(network, parallel))
+        if not self.active:
+            return
+        # A weight that is not finite ends the run with a sentence when it is saved.
+        slopes = {layer: values for layer, values in by_layer.items() if values.isfinite().all()}
+        for layer, values in slopes.items():
+            self.board.add_histogram(f"slopes/{layer}", values.float().cpu(), step)
+        if slopes:
+            layers = {layer: asdict(slopes_of(values)) for layer, values in slopes.items()}
+            self.write("slopes", step, layers=layers)
+        grid = filter_grid(network.get_parameter(CONV1))
+        # A weight is a square of pixels, or browsers blur it.
+        enlarged = grid.repeat_interleave(6, 0).repeat_interleave(6, 1)
+        self.board.add_image("conv1_filters", enlarged.numpy(), step, dataformats="HWC")
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """A point of a TensorBoard curve."""
@@ -128,3 +166,8 @@ class Log:
             self.file.close()
             self.board.close()
             self.bar.close()
+
+
+def _whole_slopes(network: nn.Module, parallel: Parallel) -> dict[str, Tensor]:
+    named = network.named_parameters()
+    return dict(parallel.whole({n: p.detach() for n, p in named if n.endswith(".slopes")}))

@@ -2,13 +2,18 @@
 
 import math
 import time
+from collections import deque
 from dataclasses import dataclass, field
+from statistics import median
 from typing import NamedTuple, Protocol
 
 import torch
 
+from configs.schema import TrainConfig
 from engine.distributed import World
 from engine.step import StepResult
+
+_LINES = 10  # metrics lines whose pace counts
 
 
 @dataclass
@@ -58,25 +63,122 @@ class StepRecord(NamedTuple):
     gradient_norm: float
 
 
+class Pace:
+    """How long steps, validations and checkpoints take, so how long the rest of a run does."""
+
+    def __init__(self) -> None:
+        self.steps: deque[float] = deque(maxlen=_LINES)  # seconds of a step, by metrics lines
+        self.validation: float | None = None  # seconds of the last one; None: not known yet
+        self.checkpoint = 0.0  # seconds that the last one kept training waiting
+        self.warm = False
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Start the clock after `step` steps."""
+        self.first_step, self.started = step, time.perf_counter()
+
+    def stepped(self, step: int) -> None:
+        """The first step of a session does not count: it compiles, tunes and waits for data."""
+        if not self.warm:
+            self.warm = True
+            self.restart(step)
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint has kept training waiting, which the steps did not."""
+        self.checkpoint = seconds
+        self.started += seconds
+
+    def measure(self, step: int) -> None:
+        """Keep the seconds of a step since the clock was started."""
+        if step > self.first_step:
+            seconds = time.perf_counter() - self.started
+            self.steps.append(seconds / (step - self.first_step))
+
+    def seconds_left(self, left: "Left") -> float | None:
+        """An estimate; None while no step was measured.
+
+        The median is not moved by a single stall. Until a validation was timed, its images are
+        taken to be as fast as those of training.
+        """
+        if not self.steps:
+            return None
+        step = median(self.steps)
+        validation = self.validation
+        if validation is None:
+            validation = left.steps_in_validation * step
+        return (
+            left.steps * step + left.validations * validation + left.checkpoints * self.checkpoint
+        )
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run has still to do."""
+
+    steps: int
+    validations: int
+    checkpoints: int
+    steps_in_validation: float  # steps with as many images as a validation
+
+
+def left_to_do(
+    config: TrainConfig, progress: Progress, total: int, *, train_images: int, val_images: int
+) -> Left:
+    """What a run of `total` steps has still to do."""
+    done = progress.step
+    spans = [(max(first, done + 1), min(last, total)) for first, last in config.skip_steps]
+    skipped = sum(max(0, last - first + 1) for first, last in spans)
+    # Of all epochs, also one that max_steps cuts; an epoch ends with the batch of its last image.
+    epochs = (total - 1) * config.batch_size // train_images + 1
+    ends = max(0, epochs - len(progress.val_errors))
+
+    def times(every: int | None) -> int:
+        return total // every - done // every if every else 0
+
+    return Left(
+        steps=total - done - skipped,
+        validations=ends + times(config.val_every),
+        checkpoints=2 * ends + times(config.checkpoint.every_steps),
+        steps_in_validation=val_images / config.batch_size,
+    )
+
+
+def duration(seconds: float) -> str:
+    """For a person: 45 s, 12 min, 3 h 20 min, 6 d 4 h."""
+    minutes = round(seconds / 60)
+    hours = round(seconds / 3600)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
 class StepStatistics:
     """Losses and gradient norms, on the device until they are needed, and the time of steps."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.unread: list[tuple[int, StepResult]] = []
+        self.pace = Pace()
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Start the clock after `step` steps; losses stay."""
+        """Start the clocks after `step` steps; losses stay."""
         self.started, self.seconds_waited, self.first_step = time.perf_counter(), 0.0, step
+        self.pace.restart(step)
 
     def add(self, step: int, result: StepResult) -> None:
         """Keep what a step has returned."""
         self.unread.append((step, result))
+        self.pace.stepped(step)
 
     def leave_out_a_step(self) -> None:
         """The images of a skipped step do not count in the rate."""
         self.first_step += 1
+        self.pace.first_step += 1
 
     def rates(self, step: int, batch_size: int) -> dict[str, float]:
         """Images per second, and the fraction of time spent waiting for data, since the restart."""

@@ -29,11 +29,20 @@ from engine.divergence import RECENT, learns_nothing, refuse_other_skips, rises,
 from engine.log import Log
 from engine.optim import set_learning_rate
 from engine.parallel import Parallel, load_whole_state, whole_state
-from engine.progress import Progress, StepStatistics, TrainMetrics, ValErrors
+from engine.progress import (
+    Left,
+    Progress,
+    StepStatistics,
+    TrainMetrics,
+    ValErrors,
+    duration,
+    left_to_do,
+)
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
 from engine.stopping import StopRequest
+from models.describe import CARDS, basis, describe, hours_by_arithmetic
 from models.network import Network
 
 
@@ -60,6 +69,8 @@ class Trainer:
         self.writer = open_writer(self.config.checkpoint.asynchronous)
         steps = self.last_step_of(self.config.epochs - 1)
         self.total = min(steps, self.config.max_steps or steps)
+        val_images = len(self.dataset.val)
+        self.val_images = min(self.config.val_subset or val_images, val_images)
 
     def last_step_of(self, epoch: int) -> int:
         """Steps done once every image of epochs 0 .. epoch was seen."""
@@ -101,18 +112,74 @@ class Trainer:
             self.log.close()
 
     def headline(self) -> str:
-        """What is trained, on what, from where to where."""
-        step, train = self.progress.step, self.dataset.train
+        """What is trained, on what, from where to where, and how long it takes if that is known."""
+        step, config, train = self.progress.step, self.config, self.dataset.train
         if step >= self.total:
             return (
                 f"{self.folder} has done {step:,} steps of {self.total:,}: nothing is left to train"
             )
-        verb = f"resuming at step {step:,} of" if step else "training for"
+        steps = f"{self.total:,}"
+        course = f"resuming at step {step:,} of {steps}" if step else f"training for {steps} steps"
+        epochs = self.total * config.batch_size / len(train)
         parameters = sum(p.numel() for p in self.network.parameters())
+        each = f" in each process, {config.parallel}" if self.world.size > 1 else ""
+        every = config.checkpoint.every_steps
+        between = f"every {every:,} steps and " if every else ""
+        lines = {
+            "network": f"{config.model.name}, {config.act.name}, {config.init.name}: "
+            f"{parameters:,} parameters{each}",
+            "images": f"{len(train):,} of {self.dataset.num_classes:,} classes, "
+            f"{self.val_images:,} to validate on",
+            "devices": self.world.name,
+            "checkpoints": f"{between}after each epoch, in {self.folder / 'checkpoints'}",
+            "time": self.time_estimate(),
+        }
+        block = "".join(f"\n  {key:13}{text}" for key, text in lines.items() if text)
         return (
-            f"{self.folder}: {verb} {self.total:,} steps on {self.world.name}, "
-            f"{len(train):,} images of {self.dataset.num_classes:,} classes, "
-            f"{parameters:,} parameters{' in each process' if self.world.size > 1 else ''}"
+            f"{self.folder}: {course}, {config.batch_size} images a step, "
+            f"{epochs:.3g} epochs{block}"
+        )
+
+    def time_estimate(self) -> str:
+        """From the run's own pace, or by arithmetic for a GPU of a known matrix rate; else ""."""
+        left = self.left()
+        images = (left.steps + left.validations * left.steps_in_validation) * self.config.batch_size
+        if rates := self.log.rates[-10:]:
+            return f"about {duration(images / median(rates))} left at the pace so far"
+        card = next((card for card in CARDS if card in self.world.name), None)
+        if card is None or self.config.precision not in ("bf16", "fp16"):
+            return ""
+        model, act, init = self.config.model, self.config.act, self.config.init
+        crop, classes = self.config.data.crop, self.dataset.num_classes
+        forward = describe(model, act, init, num_classes=classes, crop=crop).multiply_adds
+        # The backward pass costs twice what the forward pass does.
+        hours = hours_by_arithmetic(3 * forward * images, card) / self.world.size
+        return f"about {duration(3600 * hours)} {basis(card)}"
+
+    def left(self) -> Left:
+        """What is still to do."""
+        return left_to_do(
+            self.config,
+            self.progress,
+            self.total,
+            train_images=len(self.dataset.train),
+            val_images=self.val_images,
+        )
+
+    def outcome(self) -> str:
+        """What came out, for the main process of a run that has come to its end."""
+        text = f"{self.folder}: {self.progress.step:,} steps are done"
+        if not self.log.validations:  # somebody has removed metrics.jsonl
+            return text
+        last = self.log.validations[-1]
+        best = min(self.log.validations, key=lambda line: line["top1_error"])
+        folder = self.folder / "checkpoints"
+        return (
+            f"{text}: top-1 error {last['top1_error']:.2f} %, top-5 error "
+            f"{last['top5_error']:.2f} % on {last['images']:,} validation images\n"
+            f"  last weights {folder / 'last.pt'}\n"
+            f"  best weights {folder / 'best.pt'}, top-1 error {best['top1_error']:.2f} % "
+            f"at step {best['step']:,}"
         )
 
     def train_one_epoch(self, batches: Iterator[Batch]) -> None:
@@ -209,6 +276,10 @@ class Trainer:
             "images/s": f"{metrics.images_per_second:.1f}",
             "waiting for data": f"{100 * metrics.data_wait:.0f} %",
         }
+        pace = self.statistics.pace
+        pace.measure(step)
+        seconds = pace.seconds_left(self.left())
+        shown["ETA"] = "?" if seconds is None else duration(seconds)
         self.log.report(step, self.total, shown)
         self.progress.window, self.progress.norms = [], []
         self.statistics.restart(step)
@@ -251,9 +322,11 @@ class Trainer:
     def evaluate(self, epoch: int) -> float:
         """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
         self.read_losses()
+        before = time.perf_counter()
         errors = self.validate(self.note)
         self.write_events(epoch)
         step = self.progress.step
+        self.log.learned(step, self.network, self.parallel)
         self.log.write(
             "val",
             step,
@@ -270,6 +343,7 @@ class Trainer:
             self.progress.best = errors.top1_error
             self.save("best.pt")
         self.progress.validated = step
+        self.statistics.pace.validation = time.perf_counter() - before
         self.statistics.restart(step)
         return errors.top1_error
 
@@ -278,12 +352,14 @@ class Trainer:
         self.read_losses()
         # A checkpoint must not know of an event that metrics.jsonl does not have.
         self.write_events(len(self.progress.val_errors))
+        before = time.perf_counter()
         self.world.watch.alive()
         if not bool(self.parallel.norms(self.network.state_dict()).isfinite().all()):
             self.refuse_to_go_on("a weight is not finite", self.progress.step)
         state = self.state(name)
         if self.world.is_main:
             self.writer.save(state, partial(self.write, name, ends))
+        self.statistics.pace.saved(time.perf_counter() - before)
 
     def write(self, name: str, ends: int | None, state: dict[str, Any]) -> None:
         """Write a checkpoint, beside training; raises UserError if it cannot be written."""

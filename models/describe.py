@@ -14,6 +14,11 @@ from models.spp import SpatialPyramidPooling
 if TYPE_CHECKING:
     from configs.schema import ActConfig, InitConfig, ModelConfig
 
+# Dense bf16 matrix products, operations per second, as NVIDIA states them, and the share of them
+# that a network is taken to reach: nobody has measured it here.
+CARDS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+SHARE = 0.4
+
 
 @dataclass
 class Layer:
@@ -99,6 +104,17 @@ def describe(
         parameters=sum(layer.parameters for layer in layers),
         slopes=sum(layer.slopes for layer in layers),
     )
+
+
+def hours_by_arithmetic(multiply_adds: float, card: str) -> float:
+    """Hours at SHARE of the card's matrix rate; a multiply-add is two operations."""
+    return 2 * multiply_adds / (SHARE * CARDS[card]) / 3600
+
+
+def basis(card: str) -> str:
+    """What hours_by_arithmetic rests on, for a person."""
+    rate = f"{CARDS[card] / 1e12:.0f} TFLOP/s that NVIDIA states for one {card}"
+    return f"by arithmetic, not by measurement: {SHARE:.0%} of the {rate}"
 
 
 def table(description: Description) -> str:

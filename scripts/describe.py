@@ -21,14 +21,14 @@ from configs.store import compose_config
 from configs.validate import validate
 from data.sources.imagenet import NUM_IMAGES
 from engine.hybrid import cost_table, costs
-from models.describe import Description, describe, table
+from models.describe import Description, basis, describe, hours_by_arithmetic, table
 
 
 def cost(config: TrainConfig, network: Description) -> str:
     """Hours of the training on ImageNet, at the speed of runs so far or by arithmetic."""
     # Imported where it is needed: it takes a second.
     from analysis.report.runs import Edition, load
-    from scripts.reproduction.cost import basis, hours_by_arithmetic, run_rates
+    from scripts.reproduction.cost import run_rates
 
     images = config.epochs * NUM_IMAGES["train"]
     name = Edition(scaled=False).model_label(config.model.name, config.model.extra_convs)

@@ -4,6 +4,7 @@ python scripts/reproduce.py table4 [--data /imagenet] [--dry-run] [--launcher lo
 python scripts/reproduce.py fig3 --scaled --data FOLDER [--steps N] [--seeds 0 1 2]
 python scripts/reproduce.py all [--dry-run]
 python scripts/reproduce.py report
+python scripts/reproduce.py compare runs/A runs/B [runs/C ...] [--out FILE.png]
 python scripts/reproduce.py analysis [--models small14 small30] [--batch N] [--seeds N]
 python scripts/reproduce.py analysis --rewrite
 python scripts/reproduce.py start --data FOLDER [--models small14] [--steps 20] [-- KEY=VALUE ...]
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 import torch
 
+from analysis.compare import compare
 from analysis.propagation.page import write_page
 from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
 from analysis.report.read import collect
@@ -31,7 +33,8 @@ from analysis.start.study import Settings as StartSettings
 from analysis.start.study import study as start_study
 from common.errors import Stopped, UserError, one_sentence
 from configs.validate import require
-from scripts.reproduction.cost import CARDS, cost_table, given_rates, run_rates
+from models.describe import CARDS
+from scripts.reproduction.cost import cost_table, given_rates, run_rates
 from scripts.reproduction.launch import LAUNCHERS, Launcher, Outcome, Runner
 from scripts.reproduction.plan import RUNS, TARGETS, Request, plan
 
@@ -195,6 +198,21 @@ def add_start(commands: Commands) -> None:
     parser.set_defaults(run=start)
 
 
+def compare_runs(options: argparse.Namespace) -> None:
+    """Curves of several runs in one picture, and the keys in which they differ."""
+    out = options.out or options.folders[0].parent / "comparison.png"
+    print(compare(options.folders, out))
+    print(f"Picture: {out}")
+
+
+def add_compare(commands: Commands) -> None:
+    """The command `compare` and its options."""
+    parser = commands.add_parser("compare", help=compare_runs.__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="default: beside the runs")
+    parser.set_defaults(run=compare_runs)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line: a command for each table and figure, and for each study."""
     parser = argparse.ArgumentParser(
@@ -205,6 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_target(commands, target, f"the runs, tests and report of {target}")
     add_target(commands, "all", "every table and figure")
     add_report(commands)
+    add_compare(commands)
     add_analysis(commands)
     add_start(commands)
     return parser

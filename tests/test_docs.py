@@ -110,7 +110,7 @@ def test_reproduce_commands_are_valid(
     names = {"/imagenet": str(small), "/any/image/folder": str(small)}
     for arguments in of(commands, "scripts/reproduce.py"):
         words = [names.get(word, word) for word in arguments]
-        if words[0] in ("analysis", "start", "report"):  # which have tests of their own
+        if words[0] in ("analysis", "start", "report", "compare"):  # which have tests of their own
             importlib.import_module("scripts.reproduce").build_parser().parse_args(words)
         else:
             dry = [] if "--dry-run" in words else ["--dry-run"]

@@ -38,6 +38,9 @@ def assert_same_course(folder: Path, one: Path) -> None:
             assert line["norms"] == pytest.approx(other["norms"], rel=1e-2), line["step"]
         elif line["kind"] == "train":
             assert line["loss"] == pytest.approx(other["loss"], rel=1e-4), line["step"]
+        elif line["kind"] == "slopes":
+            for layer, slopes in line["layers"].items():
+                assert slopes["mean"] == pytest.approx(other["layers"][layer]["mean"], abs=1e-4)
         else:
             assert line["images"] == other["images"] == 50
             assert line["top1_error"] == other["top1_error"]
@@ -85,7 +88,7 @@ def test_two_nodes(fifty: list[str], runs: Path, two: Path) -> None:
     ]
     output = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], output
-    lines = [line for line in metrics(runs / "nodes") if line["kind"] != "val"]
+    lines = [line for line in metrics(runs / "nodes") if line["kind"] in ("train", "gradients")]
     assert lines == metrics(two)[:24]
     assert metrics(runs / "nodes")[-1]["images"] == 50
 

@@ -1,6 +1,8 @@
 """The real train.py and eval.py on the embedded set: what a run leaves, and how it comes back."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.files import read_json_lines
-from tests.conftest import ROOT, TIMES, checkpoint, metrics, run_program
+from tests.conftest import ROOT, TIMES, checkpoint, composed, metrics, run_program
+from train import evaluation_command
 
 
 def same_tensors(a: Any, b: Any) -> bool:
@@ -73,7 +76,21 @@ def test_tensorboard_has_curves_layers_and_a_picture(undisturbed: Path) -> None:
         "slope/trunk.rect3_6",
         "slope/head.rect2",
     }
-    assert board.Tags()["images"] == ["augmented_batch"]
+    assert {"slopes/conv1", "slopes/fc2"} <= set(board.Tags()["histograms"])
+    assert set(board.Tags()["images"]) == {"augmented_batch", "conv1_filters"}
+    assert [image.step for image in board.Images("conv1_filters")] == [13, 25]
+
+
+def test_slopes_of_each_validation_are_those_of_the_network(undisturbed: Path) -> None:
+    lines = [line for line in metrics(undisturbed) if line["kind"] == "slopes"]
+    assert [line["step"] for line in lines] == [13, 25]
+    slopes = checkpoint(undisturbed)["network"]["trunk.rect3_6.slopes"].double()
+    logged = lines[-1]["layers"]["conv3_6"]
+    assert logged["mean"] == pytest.approx(slopes.mean().item())
+    assert logged["quantiles"][3] == pytest.approx(slopes.median().item(), abs=1e-4)
+    assert [logged["quantiles"][0], logged["quantiles"][-1]] == pytest.approx(
+        [slopes.min().item(), slopes.max().item()], abs=1e-5
+    )
 
 
 def test_killed_and_the_same_command_again(
@@ -152,12 +169,32 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
 
 def test_a_finished_run_stays_as_it_is(command: list[str], undisturbed: Path) -> None:
     before = metrics(undisturbed)
-    run_program(*command, "name=undisturbed", "checkpoint.keep=1")
+    out = run_program(*command, "name=undisturbed", "checkpoint.keep=1").stdout
     assert metrics(undisturbed) == before
+    assert "nothing is left to train" in out
+    errors = [line["top1_error"] for line in before if line["kind"] == "val"]
+    assert f"25 steps are done: top-1 error {errors[-1]:.2f} %" in out
+    assert f"top-1 error {min(errors):.2f} % at step" in out
+    asked = shlex.split(out.partition("to test it")[2])
+    assert asked[:2] == ["python", "eval.py"]
+    test = composed(*asked[2:], program="eval")
+    assert test.views == "dense"
+    assert Path(test.checkpoint) == undisturbed / "checkpoints" / "last.pt"
+
+
+def test_the_command_of_the_test_survives_a_shell_and_hydra(tmp_path: Path) -> None:
+    name = 'it\'s [a] "b", c=1'
+    config = composed("model=small14", f"runs={tmp_path}", "loader=torchvision")
+    config.name = name
+    words = shlex.split(evaluation_command(config))
+    test = composed(*words[2:], program="eval")
+    assert test.checkpoint == str(tmp_path / name / "checkpoints" / "last.pt")
+    assert test.loader.name == "torchvision"
 
 
 def test_both_loaders_train_alike(command: list[str], runs: Path, undisturbed: Path) -> None:
-    run_program(*command, "name=pillow", "loader=torchvision", "max_steps=7")
+    out = run_program(*command, "name=pillow", "loader=torchvision", "max_steps=7").stdout
+    assert re.search(r"^step 7/7 .* ETA \d+ s$", out, re.MULTILINE)  # of the validation to come
     ours = metrics(undisturbed)[0]["loss"]
     assert metrics(runs / "pillow")[0]["loss"] == pytest.approx(ours, rel=0.01)
 

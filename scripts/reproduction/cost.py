@@ -9,6 +9,7 @@ from statistics import median
 
 from analysis.report.runs import Run
 from common.errors import UserError
+from models.describe import basis, hours_by_arithmetic
 from scripts.reproduction.launch import Launcher
 from scripts.reproduction.plan import Job
 
@@ -20,11 +21,6 @@ class Throughput:
     images_per_second: float
     source: str
 
-
-# Dense bf16 matrix products, operations per second, as NVIDIA states them, and the share of them
-# that a network is taken to reach: nobody has measured it here.
-CARDS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-SHARE = 0.4
 
 Rates = dict[str, Throughput]  # by MODEL; of scaled experiments scaled-MODEL; of tests MODEL@SCALE
 
@@ -80,17 +76,6 @@ def gpu_hours(job: Job, rates: Rates) -> float | None:
         return None
     images = (job.images - job.seen) / len(names)
     return sum(images / rates[name].images_per_second for name in names) / 3600
-
-
-def hours_by_arithmetic(multiply_adds: float, card: str) -> float:
-    """Hours at SHARE of the card's matrix rate; a multiply-add is two operations."""
-    return 2 * multiply_adds / (SHARE * CARDS[card]) / 3600
-
-
-def basis(card: str) -> str:
-    """What hours_by_arithmetic rests on, for a person."""
-    rate = f"{CARDS[card] / 1e12:.0f} TFLOP/s that NVIDIA states for one {card}"
-    return f"by arithmetic, not by measurement: {SHARE:.0%} of the {rate}"
 
 
 def _left(job: Job) -> float:

@@ -1,0 +1,113 @@
+"""Several runs side by side: their curves in one picture, and the keys in which they differ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from common.errors import UserError
+from common.files import read_json_lines
+from common.style import save_figure, series, styled
+from configs.store import flatten, read_yaml
+
+Points = list[tuple[int, float]]  # step, value
+
+# What the names of run folders say already, or where files lie.
+_NO_CHOICE = ("name", "runs", "data.root")
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """What is compared of a run."""
+
+    label: str
+    config: dict[str, Any]  # by dotted key
+    loss: Points
+    error: Points  # validation, top-1, percent
+    rate: Points  # learning rate
+
+
+def compare(folders: Sequence[Path], out: Path) -> str:
+    """Draw the runs' curves to `out` (.png, and .svg beside it); returns a table of their keys.
+
+    Raises UserError for a folder that is no run, and if the picture cannot be written.
+    """
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise UserError("compare needs the folders of two or more different runs")
+    if out.suffix != ".png":
+        raise UserError(f"--out {out} must end in .png")
+    same_name = len({folder.resolve().name for folder in folders}) < len(folders)
+    runs = [
+        read_curves(folder, str(folder) if same_name else folder.resolve().name)
+        for folder in folders
+    ]
+    with styled():
+        save_figure(draw(runs), out.parent, out.stem)
+    return differences(runs)
+
+
+def read_curves(folder: Path, label: str) -> RunCurves:
+    """The curves of a run; raises UserError if the folder holds none."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no run of train.py: it has no config.yaml")
+    try:
+        config = flatten(read_yaml(folder / "config.yaml"))
+        lines = read_json_lines(folder / "metrics.jsonl")
+        train = [line for line in lines if line["kind"] == "train"]
+        curves = RunCurves(
+            label=label,
+            config=config,
+            loss=[(line["step"], line["loss"]) for line in train],
+            error=[(line["step"], line["top1_error"]) for line in lines if line["kind"] == "val"],
+            rate=[(line["step"], line["lr"]) for line in train],
+        )
+    except Exception as error:  # omegaconf, yaml and damaged lines raise many kinds
+        raise UserError(f"{folder} cannot be read as a run ({error})") from error
+    if not train:
+        raise UserError(f"{folder} has no line of training yet in metrics.jsonl")
+    return curves
+
+
+def draw(runs: Sequence[RunCurves]) -> Figure:
+    """Training loss, validation error and learning rate, by images where batches differ."""
+    batch_size = runs[0].config["batch_size"]
+    by_images = any(run.config["batch_size"] != batch_size for run in runs)
+    figure = Figure(figsize=(13.8, 4.6 + 0.25 * len(runs)))
+    panels = figure.subplots(1, 3)
+    for index, run in enumerate(runs):
+        unit = run.config["batch_size"] if by_images else 1
+        for axes, points in zip(panels, (run.loss, run.error, run.rate), strict=True):
+            style = series(index)
+            if len(points) > 40 and axes is not panels[1]:  # markers would hide the line
+                style |= {"marker": "", "linewidth": 1.1}
+            axes.plot(
+                [s * unit for s, _ in points], [v for _, v in points], label=run.label, **style
+            )
+    panels[0].set_title("training loss")
+    panels[1].set_title("validation, top-1 error, %")
+    panels[2].set_title("learning rate")
+    panels[2].set_yscale("log")
+    for axes in panels:
+        axes.set_xlabel("images" if by_images else f"steps (batches of {batch_size})")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center")
+    return figure
+
+
+def differences(runs: Sequence[RunCurves]) -> str:
+    """The keys whose values are not the same in all runs, a line each; the runs are columns."""
+    keys = sorted(set().union(*(run.config for run in runs)) - set(_NO_CHOICE))
+    rows = [["", *(run.label for run in runs)]]
+    for key in keys:
+        values = [run.config.get(key, "no such key") for run in runs]
+        if any(value != values[0] for value in values):
+            rows.append([key, *map(str, values)])
+    if len(rows) == 1:
+        return "the runs differ in no key"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,56 @@
+"""What a network has learned, to look at: the slopes of its layers (Table 1), conv1's filters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent, of the slopes of a layer
+
+CONV1 = "trunk.conv1.weight"  # of every network; [filters, 3, k, k]
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The learned slopes of a layer."""
+
+    mean: float
+    quantiles: list[float]  # at QUANTILES
+    count: int
+
+
+def slopes_of(values: Tensor) -> Slopes:
+    """How the slopes of a layer are distributed."""
+    slopes = values.detach().double().flatten().cpu().numpy()
+    quantiles = [round(float(q), 5) for q in np.percentile(slopes, QUANTILES)]
+    return Slopes(float(slopes.mean()), quantiles, len(slopes))
+
+
+def slopes_by_layer(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The slopes among a network's parameters, by the names of Table 1: conv1, conv2_1, fc1."""
+    return {
+        name.split(".")[-2].replace("rect", "conv" if "trunk" in name else "fc"): values.detach()
+        for name, values in parameters.items()
+        if name.endswith(".slopes")
+    }
+
+
+def filter_grid(filters: Tensor) -> Tensor:
+    """conv1's filters [N, 3, k, k] as one picture: uint8 RGB [H, W, 3], a pixel for each weight.
+
+    Zero is mid-grey; each filter is stretched until its largest weight is black or white. White
+    lines of a pixel separate the filters, which stand in ceil(sqrt(N)) columns.
+    """
+    filters = filters.detach().float().cpu()
+    number, _, side, _ = filters.shape
+    columns = int(np.ceil(np.sqrt(number)))
+    rows = -(-number // columns)
+    grid = torch.full((rows * (side + 1) + 1, columns * (side + 1) + 1, 3), 255.0)
+    for index, weights in enumerate(filters):
+        top, left = (place * (side + 1) + 1 for place in divmod(index, columns))
+        largest = weights.abs().max().clamp(min=1e-30)
+        pixels = 127.5 * (1 + weights / largest)
+        grid[top : top + side, left : left + side] = pixels.permute(1, 2, 0)
+    return grid.round().to(torch.uint8)
