@@ -25,6 +25,8 @@ class TrainingStep:
 
     gradient_norm: the Euclidean norm of the whole gradient, on the device (engine/parallel.py).
     clip_norm: a gradient of a larger norm is scaled down to it; None: no limit.
+    compiled: whether to compile what becomes of the images before the network, which is compiled by
+        its owner (Network.compiled).
     """
 
     def __init__(
@@ -44,12 +46,15 @@ class TrainingStep:
         self.gradient_norm, self.clip_norm = gradient_norm, clip_norm
         self.scaler = precision.scaler()
         self.replicas = [m for m in network.modules() if isinstance(m, DistributedDataParallel)]
-        self.loss: Callable[..., Tensor] = torch.compile(self._loss) if compiled else self._loss
+        self.prepare = torch.compile(self._prepare) if compiled else self._prepare
 
-    def _loss(self, images: Tensor, colours: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor, colours: Tensor) -> Tensor:
+        return network_input(images, self.mean, colours)
+
+    def loss(self, images: Tensor, colours: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of some images; masks and colours follow from what was drawn."""
         with self.precision.autocast():
-            logits = self.network(network_input(images, self.mean, colours), keys)
+            logits = self.network(self.prepare(images, colours), keys)
         return F.cross_entropy(logits.float(), labels)
 
     def preview(self, batch: Batch, count: int = 32) -> Tensor:

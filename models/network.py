@@ -1,5 +1,6 @@
 """Builds any architecture of configs/model/: trunk (convolutions), spp, head (fc layers)."""
 
+import copy
 from collections import OrderedDict
 from typing import TYPE_CHECKING, cast
 
@@ -90,6 +91,17 @@ class Network(nn.Module):
         keys: int64 [B], each sample's key for the dropout masks; None (testing): no dropout.
         """
         return self.head(self.spp(self.trunk(images)), keys)
+
+    def compiled(self, backend: str = "inductor") -> "Network":
+        """The same parameters in a network whose parts are compiled, each by itself.
+
+        What wraps the parts, as DistributedDataParallel does, then breaks no graph. This network
+        stays as it is: tests have other shapes than training. backend: of torch.compile.
+        """
+        network = Network(copy.copy(self.trunk), copy.copy(self.spp), copy.copy(self.head))
+        for part in (network.trunk, network.spp, network.head):
+            part.compile(backend=backend)
+        return network
 
 
 def convs_per_stage(model: "ModelConfig") -> list[int]:

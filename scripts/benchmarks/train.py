@@ -123,7 +123,7 @@ def training_step(config: TrainConfig, precision: Precision, batch_size: int) ->
     """Our step, of a new network of NUM_CLASSES classes."""
     network = _network(config, precision, torch.channels_last)
     return TrainingStep(
-        network,
+        network.compiled() if config.compile else network,
         build_optimizer(network, config),
         load_mean("channel").to(precision.device),
         precision,
