@@ -65,7 +65,7 @@ def build(config: TrainConfig, world: World) -> Trainer:
     optimizer = build_optimizer(network, config)
     micro_batch = config.images_at_once(world.size)
     step = TrainingStep(
-        network=parallel.connect(network),
+        network=parallel.connect(network.compiled() if config.compile else network),
         optimizer=optimizer,
         mean=mean,
         precision=precision,
