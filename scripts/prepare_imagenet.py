@@ -5,8 +5,9 @@ python scripts/prepare_imagenet.py mean ROOT [--crop 224] [--out FILE.npy]
 python scripts/prepare_imagenet.py extract ROOT OUT [--splits train val test]
 python scripts/prepare_imagenet.py subset ROOT OUT [--classes N] [--per-class N | --images N]
 
-ROOT holds the tars, as downloaded, and the devkit; or train/ and val/. Training reads either, so
-extracting is for those who want files. Every command may be interrupted and typed again.
+ROOT holds the tars, as downloaded, and the devkit; or train/ and val/; or what Kaggle gives.
+Training reads them all, so extracting is for those who want files. Every command may be
+interrupted and typed again.
 """
 
 import argparse
