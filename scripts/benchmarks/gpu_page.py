@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -31,45 +30,35 @@ def machine() -> str:
     return f"{card}, {', '.join(versions)}, {date.today()}, commit {commit() or 'unknown'}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys, as a Markdown table."""
-    return markdown_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
-
-
 def benchmarks(folder: Path) -> Iterator[str]:
-    """One table for each benchmark of the same kind."""
+    """One table for each kind of benchmark."""
     for kind in ("train", "dense", "data"):
-        rows = []
+        rows: list[dict[str, object]] = []
         for path in sorted(folder.glob(f"{kind}*.json")):
             compiled = {"compiled": "yes" if path.stem.endswith("-compiled") else ""}
             extra = compiled if kind == "train" else {}
             rows += [row | extra for row in json.loads(path.read_text())["rows"]]
         if rows:
-            yield from ("", f"## benchmark.py {kind}", "", table(rows))
+            cells = [[str(value) for value in row.values()] for row in rows]
+            yield from ("", f"## benchmark.py {kind}", "", markdown_table(list(rows[0]), cells))
 
 
 def losses(folder: Path) -> Iterator[str]:
-    """First, highest and last loss of each run."""
+    """First, highest and last loss of each run, and its speed."""
+    header = ["run", "steps", "first loss", "highest", "last"]
+    header += ["images/s (median)", "data wait (median)"]
     rows = []
     for path in sorted(folder.glob("runs/*/metrics.jsonl")):
         lines = [line for line in read_json_lines(path) if line["kind"] == "train"]
         if lines:
             values = [line["loss"] for line in lines]
-            rate = median(line["images_per_second"] for line in lines)
+            speed = median(line["images_per_second"] for line in lines)
             wait = median(line["data_wait"] for line in lines)
-            rows.append(
-                {
-                    "run": path.parent.name,
-                    "steps": lines[-1]["step"],
-                    "first loss": f"{values[0]:.3f}",
-                    "highest": f"{max(values):.3f}",
-                    "last": f"{values[-1]:.3f}",
-                    "images/s (median)": f"{rate:.0f}",
-                    "data wait (median)": f"{wait:.1%}",
-                }
-            )
+            numbers = [f"{value:.3f}" for value in (values[0], max(values), values[-1])]
+            steps = str(lines[-1]["step"])
+            rows.append([path.parent.name, steps, *numbers, f"{speed:.0f}", f"{wait:.1%}"])
     if rows:
-        yield from ("", "## Runs", "", table(rows))
+        yield from ("", "## Runs", "", markdown_table(header, rows))
 
 
 def parts(folder: Path) -> Iterator[str]:
