@@ -14,9 +14,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 from configs.help import answer_help
 from configs.schema import EvalConfig
+from configs.store import refuse_early
+from configs.validate import validate_eval
 
-if __name__ == "__main__":
-    answer_help(EvalConfig)  # before torch is loaded
+if __name__ == "__main__":  # before torch is loaded
+    answer_help(EvalConfig)
+    refuse_early(EvalConfig, validate_eval, "eval")
 
 import hydra
 import numpy as np
@@ -24,7 +27,6 @@ from omegaconf import DictConfig
 
 from common.errors import UserError, one_sentence
 from configs.store import register, to_config, to_dict
-from configs.validate import validate_eval
 from data.sources.folders import refuse_closed
 from data.sources.imagenet import label_files, open_devkit
 from engine.distributed import World, open_world

@@ -14,9 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from configs.help import answer_help
 from configs.schema import TrainConfig
+from configs.store import refuse_early
+from configs.validate import validate
 
-if __name__ == "__main__":
-    answer_help(TrainConfig)  # before torch is loaded
+if __name__ == "__main__":  # before torch is loaded
+    answer_help(TrainConfig)
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    refuse_early(TrainConfig, partial(validate, num_processes=num_processes), "train")
 
 import hydra
 import torch
@@ -24,7 +28,6 @@ from omegaconf import DictConfig
 
 from common.errors import one_sentence, refusing
 from configs.store import register, to_config
-from configs.validate import validate
 from data.draws import subset
 from data.loading import OnEvent, centre_stream, training_stream
 from data.normalise import load_mean, warp_mean

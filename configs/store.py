@@ -1,6 +1,7 @@
 """Compose the yaml files with the schema, and turn the result into plain objects."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from common.errors import UserError, refusing
+from common.errors import UserError, one_sentence, refusing
 from configs.keys import Effect, keys_of
 from configs.schema import EvalConfig, TrainConfig
 
@@ -32,6 +33,22 @@ def compose_config(overrides: Sequence[str], kind: type[T], program: str = "trai
     with refusing(HydraException), initialize_config_dir(folder, version_base="1.3"):
         raw = compose(program, list(overrides))
     return to_config(raw, kind)
+
+
+def refuse_early(kind: type[T], check: Callable[[T], None], program: str) -> None:
+    """End the program with a sentence if its command line does not compose or `check` refuses it.
+
+    Called before torch is loaded, which takes seconds. Options such as --cfg are left to Hydra.
+    """
+    arguments = sys.argv[1:]
+    if any(argument.startswith("-") for argument in arguments):
+        return
+    with one_sentence():
+        try:
+            config = compose_config(arguments, kind, program)
+        except UserError as error:  # Hydra's messages have several lines
+            raise UserError(" ".join(str(error).split())) from error
+        check(config)
 
 
 def to_config(raw: DictConfig, kind: type[T]) -> T:

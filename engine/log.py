@@ -147,10 +147,8 @@ class Log:
         """A grid of network inputs (pixel values less the mean), to TensorBoard."""
         if not self.active:
             return
-        from torchvision.utils import make_grid
-
-        grid = make_grid(inputs[:32].float().cpu(), nrow=8)
-        self.board.add_image(name, ((grid + 128) / 255).clamp(0, 1), step)
+        images = inputs[:32].float().cpu()
+        self.board.add_images(name, ((images + 128) / 255).clamp(0, 1), step)
 
     def sync(self) -> None:
         """Flush everything to the disk: a checkpoint must not be ahead of it."""
