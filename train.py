@@ -6,6 +6,7 @@ The same command again resumes. `python train.py --help` explains the keys.
 import os
 import re
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import torch
 from omegaconf import DictConfig
 
 from common.errors import one_sentence, refusing
-from configs.store import register, to_config
+from configs.store import as_typed, register, to_config, to_dict
 from data.draws import subset
 from data.loading import OnEvent, centre_stream, training_stream
 from data.normalise import load_mean, warp_mean
@@ -36,7 +37,7 @@ from engine.distributed import World, open_world
 from engine.optim import build_optimizer
 from engine.parallel import open_parallel
 from engine.precision import set_precision
-from engine.run_folder import open_run
+from engine.run_folder import check_run, open_run
 from engine.step import TrainingStep
 from engine.trainer import Trainer
 from evaluation.metrics import ErrorCounts
@@ -122,6 +123,7 @@ def main(raw: DictConfig) -> None:
         config = to_config(raw, TrainConfig)
         with open_world(config.device, config.timeout) as world:
             validate(config, world.size)
+            check_run(config.folder, to_dict(config), world)
             trainer = build(config, world)
             with open_run(config.folder, trainer.settings, world):
                 trainer.fit()
@@ -132,4 +134,6 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    with one_sentence():
+        sys.argv[1:] = as_typed(sys.argv[1:], TrainConfig)
     main()

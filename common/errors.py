@@ -1,6 +1,7 @@
 """Bad input: one readable sentence on stderr and a non-zero exit status."""
 
 import io
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -29,11 +30,14 @@ def reason(error: BaseException) -> str:
 def tell(error: BaseException) -> int:
     """Print what ended the program, on stderr; returns its exit status.
 
-    A UserError is one sentence. Anything else is a bug and has a traceback.
+    A UserError is one sentence, Ctrl-C a word. Anything else is a bug and has a traceback.
     """
     if isinstance(error, UserError):
         print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
         return error.status
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT  # as shells have it
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     traceback.print_exception(error)
@@ -44,14 +48,14 @@ def tell(error: BaseException) -> int:
 def one_sentence() -> Iterator[None]:
     """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
 
-    Any other exception is a bug and keeps its traceback. File names that are not UTF-8 are printed
-    escaped, on stdout as on stderr.
+    Ctrl-C ends it with a word. Any other exception is a bug and keeps its traceback. File names
+    that are not UTF-8 are printed escaped, on stdout as on stderr.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
         sys.exit(tell(error))
 
 
@@ -61,5 +65,5 @@ def refusing(*kinds: type[Exception], what: str = "", also: str = "") -> Iterato
     try:
         yield
     except kinds as error:
-        sentence = f"{what} ({error})" if what else str(error)
+        sentence = f"{what} ({reason(error)})" if what else str(error)
         raise UserError(f"{sentence}; {also}" if also else sentence) from error

@@ -1,16 +1,19 @@
 """Files: written whole or not at all, locked by one process, read line by line."""
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, reason
 
 _LOOK_EVERY = 0.1  # seconds between two attempts to take a lock
 
@@ -48,6 +51,14 @@ def write_atomically(
         ) from error
 
 
+def try_to_write(path: Path) -> None:
+    """Raises OSError if no file could be written at `path` now; leaves nothing behind."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        pass
+
+
 def link(path: Path, name: Path) -> None:
     """Give a file a second name, atomically: files here are replaced, never rewritten."""
     temporary = name.with_name(f".{name.name}.tmp")
@@ -67,30 +78,33 @@ def lock(
     """Lock `path`, a folder or a lock file, while the context lasts or until the process dies.
 
     If another process holds it, calls on_wait now and then until it is free or, without on_wait,
-    raises UserError(busy). Does nothing on a file system without locks. Raises OSError if the file
-    cannot be opened.
+    raises UserError(busy). On a file system without locks it does nothing but, without on_wait, say
+    so. Raises OSError if the file cannot be opened.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
-        while not _take(handle):
-            if on_wait is None:
-                raise UserError(busy)
-            on_wait()
-            time.sleep(_LOOK_EVERY)
+        _take(handle, path, busy, on_wait)
         yield
     finally:
         os.close(handle)
 
 
-def _take(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
+def _take(handle: int, path: Path, busy: str, on_wait: Callable[[], None] | None) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is None:
+                raise UserError(busy) from None
+            on_wait()
+            time.sleep(_LOOK_EVERY)
+        except OSError as error:  # a file system without locks
+            if on_wait is None:
+                folder = path if path.is_dir() else path.parent
+                text = f"{folder} is not guarded against a second process: its disk has no locks"
+                print(f"{text} ({reason(error)})", file=sys.stderr, flush=True)
+            return None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -162,10 +162,9 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     experiment: Any = key(None, "a table's row or a figure's curve: configs/experiment/*.yaml")
 
-    name: str = key(
+    name: str = free(  # changes on resume if the folder was renamed
         "${model.name}-${act.name}-${init.name}-${data.name}-seed${seed}",
         "name of the run and of its folder",
-        effect=Effect.NONE,
     )
     runs: str = free("runs", "folder of the run folders")
     seed: int = key(0, "seed of all random numbers", effect=Effect.NONE)

@@ -1,13 +1,17 @@
 """Compose the yaml files with the schema, and turn the result into plain objects."""
 
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -18,6 +22,8 @@ from configs.schema import EvalConfig, TrainConfig
 
 T = TypeVar("T")
 _TRAIN_KEYS = keys_of(TrainConfig)
+_ADVICE = """quote lists for the shell, and odd names in them twice: 'images=["a,b.jpg",c.jpg]'"""
+_FILES = ("checkpoint", "images")  # a name or a list of names
 
 
 def register() -> None:
@@ -31,7 +37,7 @@ def compose_config(overrides: Sequence[str], kind: type[T], program: str = "trai
     register()
     folder = str(Path(__file__).parent)
     with refusing(HydraException), initialize_config_dir(folder, version_base="1.3"):
-        raw = compose(program, list(overrides))
+        raw = compose(program, as_typed(overrides, kind))
     return to_config(raw, kind)
 
 
@@ -49,6 +55,57 @@ def refuse_early(kind: type[T], check: Callable[[T], None], program: str) -> Non
         except UserError as error:  # Hydra's messages have several lines
             raise UserError(" ".join(str(error).split())) from error
         check(config)
+
+
+def as_typed(arguments: Sequence[str], kind: type) -> list[str]:
+    """The arguments of a command line, with quotes around text that Hydra would read otherwise.
+
+    Unquoted, 2026_11_25 and 1e3 are numbers for it and `photo (1).jpg` no value at all. A leading
+    ~/ is the user's home folder. Raises UserError for an argument that Hydra cannot read.
+    """
+    parser, texts = OverridesParser.create(), _text_keys(kind)
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and not key.startswith("-"):
+            name = key.lstrip("+")
+            if name in _FILES and value.startswith("[") and value.endswith("]"):
+                value = _quote_items(value)
+            elif name in texts and not (texts[name] and value == "null"):
+                value = _quote(value)
+            with refusing(HydraException, what=f"cannot read {argument}", also=_ADVICE):
+                parser.parse_override(f"{key}={value}")
+        quoted.append(key + equals + value)
+    return quoted
+
+
+def _text_keys(kind: type, prefix: str = "") -> dict[str, bool]:
+    """The keys whose values are text, and whether they may be null."""
+    keys: dict[str, bool] = {}
+    for each in fields(kind):
+        name = prefix + each.name
+        if isinstance(each.type, type) and is_dataclass(each.type):
+            keys |= _text_keys(each.type, f"{name}.")
+        elif each.type in (str, str | None) or name in _FILES:
+            keys[name] = each.type is not str
+    return keys
+
+
+def _quote_items(value: str) -> str:
+    """[a b,c] -> ['a b','c']; as it is if a name in the list is quoted already."""
+    items = [item.strip() for item in value[1:-1].split(",")]
+    if value == "[]" or any(item[:1] in ("'", '"') for item in items):
+        return value
+    return f"[{','.join(map(_quote, items))}]"
+
+
+def _quote(value: str) -> str:
+    """The value as Hydra's grammar quotes it; as it is if it is quoted already."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in ("'", '"'):
+        return value
+    value = os.path.expanduser(value)
+    # Before a quotation mark, and only there, backslashes are escaped.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value) + "'"
 
 
 def to_config(raw: DictConfig, kind: type[T]) -> T:
@@ -82,9 +139,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A config.yaml as plain values."""
-    values = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(values, dict)
+    """A config.yaml as plain values; raises UserError if it is damaged."""
+    with refusing(yaml.YAMLError, OSError, ValueError, what=f"{path} is damaged"):
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (it holds no keys)")
     return {str(key): value for key, value in values.items()}
 
 

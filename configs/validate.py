@@ -24,6 +24,7 @@ def _validate_keys(config: TrainConfig | EvalConfig) -> None:
     """Check single keys against the schema: choices and least values."""
     for name, key in keys_of(type(config)).items():
         value = attrgetter(name)(config)
+        require(value != "", f"{name}= is empty")
         if value is not None and key.choices:
             one_of(name, value, key.choices)
         if value is not None and key.least is not None:
@@ -33,6 +34,10 @@ def _validate_keys(config: TrainConfig | EvalConfig) -> None:
 def validate(config: TrainConfig, num_processes: int) -> None:
     """Refuse what cannot be trained; raises UserError with one sentence."""
     _validate_keys(config)
+    require(
+        "/" not in config.name and config.name not in (".", ".."),
+        f"name={config.name} must be the name of one folder: runs=FOLDER is where it lies",
+    )
     _validate_loader(config.loader)
     _validate_model(config.model)
     require(len(config.init.fc_std) == 3, f"init.fc_std={config.init.fc_std} must have 3 values")
@@ -126,6 +131,15 @@ def validate_eval(config: EvalConfig) -> None:
     require(len(files) > 0, "checkpoint=[] names no file")
     require(len(set(files)) == len(files), f"checkpoint={files} names a file twice")
     require(config.images != [], "images=[] names no image")
+    weights = config.weights or [1.0] * len(files)
+    require(
+        len(weights) == len(files) and min(weights) >= 0 and sum(weights) > 0,
+        f"weights={config.weights} must be {len(files)} numbers, none negative",
+    )
+    require(
+        config.split == "val" or config.data.on_error == "stop",
+        "data.on_error=skip is not for split=test: a submission has a line for each image",
+    )
     require(
         config.subset is None or (config.split == "val" and config.images is None),
         "subset= is for validation images: a submission has a line for each test image",

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from common.errors import UserError, reason
-from common.files import lock, write_atomically
+from common.files import lock, try_to_write, write_atomically
 from configs.store import changes, read_yaml
 from engine.distributed import World
 
@@ -28,6 +28,21 @@ def refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None
         )
 
 
+def check_run(folder: Path, config: dict[str, Any], world: World) -> None:
+    """Raise UserError where open_run would, before data set and network take their time.
+
+    Makes nothing. That another process trains in the folder is seen by open_run alone.
+    """
+    if not world.is_main:
+        return
+    try:
+        _refuse_other_config(folder, config)
+        inside = (folder / "checkpoints", folder, *folder.absolute().parents)
+        try_to_write(next(path for path in inside if path.exists()) / "last.pt")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 @contextmanager
 def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[None]:
     """Create or reopen the run folder for `config`, and lock it while the context lasts.
@@ -42,18 +57,22 @@ def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[Non
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         busy = f"another process is training in {folder}: give name=..."
         with lock(folder / ".lock", busy=busy):
-            _write_config(folder, config)
+            _refuse_other_config(folder, config)
+            text = OmegaConf.to_yaml(OmegaConf.create(config))
+            write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
             yield
     except OSError as error:
         if error.filename is None or not str(error.filename).startswith(str(folder)):
             raise
-        raise UserError(f"cannot write to {folder} ({reason(error)})") from error
+        raise _cannot_write(folder, error) from error
 
 
-def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.yaml; refuse another configuration than that of an existing checkpoint."""
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {folder} ({reason(error)}): runs=FOLDER is another place")
+
+
+def _refuse_other_config(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse another configuration than that of an existing checkpoint."""
     path = folder / "config.yaml"
     if path.exists() and (folder / "checkpoints" / "last.pt").exists():
         refuse_changes(folder, read_yaml(path), config)
-    text = OmegaConf.to_yaml(OmegaConf.create(config))
-    write_atomically(path, lambda file: file.write(text.encode()))
