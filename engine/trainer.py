@@ -76,6 +76,11 @@ class Trainer:
         """Steps done once every image of epochs 0 .. epoch was seen."""
         return math.ceil((epoch + 1) * len(self.dataset.train) / self.config.batch_size)
 
+    def has_updates(self, epoch: int) -> bool:
+        """Whether any step of the epoch changes the weights."""
+        steps = range(self.last_step_of(epoch - 1) + 1, self.last_step_of(epoch) + 1)
+        return any(skipping(step, self.config.skip_steps) is None for step in steps)
+
     def note(self, event: str) -> None:
         """Keep an event, such as an unreadable image, for the next metrics line."""
         self.events.append(event)
@@ -185,7 +190,7 @@ class Trainer:
     def train_one_epoch(self, batches: Iterator[Batch]) -> None:
         """From where the run is to the end of its epoch; validate; save."""
         epoch = len(self.progress.val_errors)
-        rate = learning_rate(self.config.schedule, self.progress.val_errors)
+        rate = learning_rate(self.config.schedule, self.progress.val_errors, self.has_updates)
         set_learning_rate(self.step.optimizer, rate)
         epoch_end = self.last_step_of(epoch)
         end = min(epoch_end, self.total)

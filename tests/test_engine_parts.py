@@ -74,13 +74,13 @@ def test_only_weights_decay() -> None:
 def test_plateau_switches_after_patience_epochs_without_improvement() -> None:
     schedule = ScheduleConfig(patience=2, min_improvement=0.5)
     errors = [50.0, 40.0, 39.9, 39.8, 38.0, 37.9, 37.8, 37.7, 37.6, 37.6]
-    rates = [learning_rate(schedule, errors[:n]) for n in range(len(errors) + 1)]
+    rates = [learning_rate(schedule, errors[:n], lambda _: True) for n in range(len(errors) + 1)]
     assert rates == [1e-2] * 4 + [1e-3] * 3 + [1e-4] * 4
 
 
 def test_fixed_switches_at_its_epochs() -> None:
     schedule = ScheduleConfig(rule="fixed", switch_epochs=[2, 4])
-    rates = [learning_rate(schedule, [50.0] * epoch) for epoch in range(6)]
+    rates = [learning_rate(schedule, [50.0] * epoch, lambda _: True) for epoch in range(6)]
     assert rates == [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4]
 
 
