@@ -5,8 +5,9 @@
 """
 
 import os
-import shutil
-from dataclasses import asdict
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,64 +27,123 @@ import numpy as np
 from omegaconf import DictConfig
 
 from common.errors import UserError, one_sentence
-from configs.store import register, to_config, to_dict
+from configs.store import as_typed, register, to_config, to_dict
+from configs.validate import require
 from data.sources.folders import refuse_closed
 from data.sources.imagenet import label_files, open_devkit
+from data.sources.index import ImageIndex
 from engine.distributed import World, open_world
 from engine.stopping import StopRequest
-from evaluation.evaluate import NetworkScores, open_images, open_scores
+from evaluation.evaluate import (
+    NetworkScores,
+    OpenNetwork,
+    open_images,
+    open_network,
+    score_network,
+)
 from evaluation.pictures import classify_pictures, picture_figure
-from evaluation.predictions import Predictions, ensemble, hash_of_images, save_predictions
+from evaluation.predictions import (
+    Predictions,
+    ensemble,
+    hash_of_images,
+    refuse_mixed,
+    save_predictions,
+)
 from evaluation.result import (
     Report,
     attachment_suffix,
-    refuse_overwriting,
+    check_outputs,
     report_errors,
     result_path,
 )
+from evaluation.score_shards import own_shards
 from evaluation.submission import submission
 
 register()
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What the report is about, besides scores."""
+
+    root: str | None  # the data set; None: saved predictions do not know it
+    words: list[str] | None  # what people call the classes
+    index: ImageIndex | None  # of a submission's images or of pictures
+    remarks: list[str]  # on the data set, for people
+
+
+def open_subject(config: EvalConfig, opened: Mapping[str, OpenNetwork | Predictions]) -> Subject:
+    """The images and names that the report needs; raises UserError where there are none."""
+    name, first = next(iter(opened.items()))
+    networks = [each for each in opened.values() if isinstance(each, OpenNetwork)]
+    root = networks[0].root if networks else config.data.root
+    remarks = networks[0].index.remarks() if networks else []
+    if config.images is None and config.split == "val":
+        return Subject(root, class_words(root, first.classes) if root else None, None, remarks)
+    if root is None:
+        raise UserError("saved predictions do not know their data set: type data.root=... of it")
+    index = networks[0].index if networks else open_images(config, root, first.classes)
+    if hash_of_images(index, np.arange(len(index))) != first.images:
+        raise UserError(f"{name} holds predictions of other images than these")
+    return Subject(root, class_words(root, first.classes), index, remarks)
+
+
 def evaluate(config: EvalConfig, world: World) -> None:
-    """Score the images with every network, combine the scores, print and write the results."""
+    """Score the images with every network, combine the scores, print and write the results.
+
+    All that may be refused is, before the first image is scored.
+    """
     validate_eval(config)
     paths = [Path(path) for path in config.checkpoints]
+    for path in paths:
+        require(path.is_file(), f"there is no checkpoint at {path}")
     out = result_path(config, paths)
-    refuse_overwriting(config, out)
-    shards = out.with_suffix(".parts")
+    check_outputs(config, out)
+    folder = out.with_suffix(".parts")
     with StopRequest(world) as stop:
-        networks = {str(path): open_scores(path, config, stop, shards) for path in paths}
-    world.barrier()  # all have read the shards, which the main process removes
+        opened = {str(path): open_network(path, config, world.watch.alive) for path in paths}
+        refuse_mixed(opened)
+        subject = open_subject(config, opened)
+        if world.is_main:
+            for remark in subject.remarks:
+                print(remark)
+        with own_shards(folder, world):
+            networks = {
+                name: score_network(each, config, stop, folder) for name, each in opened.items()
+            }
+            world.barrier()  # all have read the shards, which the main process removes
+            if world.is_main:
+                write_results(config, networks, subject, out)
+
+
+def write_results(
+    config: EvalConfig, networks: dict[str, NetworkScores], subject: Subject, out: Path
+) -> None:
+    """Print and write what came out; only then the shards are removed."""
     each = {name: network.predictions for name, network in networks.items()}
     combined = ensemble(each, config.weights)
-    report = build_report(config, networks, combined)
-    if not world.is_main:
-        return
+    report = build_report(config, networks, combined, subject)
     print(f"{', '.join(networks)}: views={config.views}")
     print(report.text)
     if config.save_predictions:
         save_predictions(Path(config.save_predictions), combined)
     written = report.write(out, attachment_suffix(config.images, config.split))
-    shutil.rmtree(shards, ignore_errors=True)
+    for network in networks.values():
+        for shards in network.shards:
+            shards.remove()
     print(f"written: {', '.join(map(str, written))}")
 
 
 def build_report(
-    config: EvalConfig, networks: dict[str, NetworkScores], combined: Predictions
+    config: EvalConfig,
+    networks: dict[str, NetworkScores],
+    combined: Predictions,
+    subject: Subject,
 ) -> Report:
-    """Errors, a submission, or the classes of pictures; raises UserError where there are none."""
-    roots = [network.root for network in networks.values() if network.root is not None]
-    root = roots[0] if roots else config.data.root
-    if config.images is None and config.split == "val":
-        words = class_words(root, combined.classes) if root else None
-        return report_errors(config, networks, combined, words=words)
-    if root is None:
-        raise UserError("saved predictions do not know their data set: type data.root=... of it")
-    index = open_images(config, root, combined.classes)
-    if hash_of_images(index, np.arange(len(index))) != combined.images:
-        raise UserError(f"{next(iter(networks))} holds predictions of other images than these")
+    """Errors, a submission, or the classes of pictures."""
+    index, root = subject.index, subject.root
+    if index is None or root is None:
+        return report_errors(config, networks, combined, words=subject.words)
     num_images = len(combined.scores)
     result = {"views": config.views, "images": num_images, "checkpoints": list(networks)}
     if config.images is None:
@@ -91,7 +151,7 @@ def build_report(
         return Report(
             text, {**result, "config": to_dict(config)}, submission(combined, root).encode
         )
-    pictures = classify_pictures(combined, index, class_words(root, combined.classes))
+    pictures = classify_pictures(combined, index, subject.words or combined.classes)
     result |= {"images": len(pictures), "pictures": [asdict(each) for each in pictures]}
     title = f"Five most probable classes, {', '.join(networks)}, views={config.views}"
     figure = partial(picture_figure, pictures, title) if pictures else None
@@ -117,4 +177,6 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    with one_sentence():
+        sys.argv[1:] = as_typed(sys.argv[1:], EvalConfig)
     main()

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, beside training, and read back with suspicion."""
 
+import hashlib
 import pickle
 import zipfile
 import zlib
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, refusing
 from common.files import link, write_atomically
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of the project")
     return state
+
+
+def fingerprint(path: Path) -> str:
+    """Hex SHA-256 of the checksums of a checkpoint's records; the file may move, and be copied.
+
+    Raises UserError if it is missing or damaged.
+    """
+    kinds = (OSError, zipfile.BadZipFile)
+    with refusing(*kinds, what=f"cannot read {path}"), zipfile.ZipFile(path) as archive:
+        records = [(each.filename, each.file_size, each.CRC) for each in archive.infolist()]
+    return hashlib.sha256(repr(records).encode()).hexdigest()
 
 
 def load_latest(

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from scipy.special import softmax
@@ -22,7 +21,7 @@ from data.draws import Ints, centre_batches, subset
 from data.loading import load_whole
 from data.sources.cache import OnProgress, no_report
 from data.sources.index import ImageIndex, scan_folder
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import fingerprint, load_checkpoint
 from engine.distributed import World
 from engine.precision import set_precision
 from engine.stopping import StopRequest
@@ -50,51 +49,77 @@ class NetworkScores:
 
     predictions: Predictions  # all scales combined
     by_scale: dict[int, Floats] = field(default_factory=dict)  # [N, K]; {}: not known
-    root: str | None = None  # the data set; None: not known
+    shards: list[ScoreShards] = field(default_factory=list)  # where they are until they are used
 
 
-def open_scores(path: Path, config: EvalConfig, stop: StopRequest, folder: Path) -> NetworkScores:
-    """The scores of a checkpoint, or of a file of saved predictions (.npz)."""
-    if path.suffix == ".npz":
-        return NetworkScores(load_predictions(path))
-    return evaluate_checkpoint(path, config, stop, folder)
+@dataclass(frozen=True)
+class OpenNetwork:
+    """A checkpoint that can be scored. Its weights are read again then: those of an ensemble's
+    networks are not in memory together."""
+
+    path: Path
+    run: TrainConfig
+    scales: list[int]
+    root: str  # the data set
+    index: ImageIndex
+    indices: Ints  # of the images to score
+    images: str  # their hash
+
+    @property
+    def classes(self) -> list[str]:
+        return self.index.classes
 
 
-def evaluate_checkpoint(
-    path: Path, config: EvalConfig, stop: StopRequest, folder: Path
-) -> NetworkScores:
-    """Score all images at all scales, less those whose scores are in `folder` already.
+def open_network(
+    path: Path, config: EvalConfig, on_progress: OnProgress
+) -> OpenNetwork | Predictions:
+    """A checkpoint with the images that it is to score, or a file of saved predictions (.npz).
 
-    Raises Stopped, with the scores so far of all processes in `folder`, if a signal asks for it.
+    Raises UserError for whatever would keep it from being scored.
     """
+    if path.suffix == ".npz":
+        return load_predictions(path)
     state = load_checkpoint(path)
     run = from_dict(state["config"], TrainConfig)
     crop, val_scale = run.data.crop, run.data.validation_scale
     scales = config.scales or default_scales(config.views, crop, val_scale)
     require(min(scales) >= crop, f"scale {min(scales)} is smaller than the views of {crop} pixels")
     root = config.data.root or run.data.root
-    index = open_images(config, root, state["classes"], stop.world.watch.alive)
-    if stop.world.is_main:
-        for remark in index.remarks():
-            print(remark)
+    index = open_images(config, root, state["classes"], on_progress)
     indices = subset(len(index), config.subset)
     images = hash_of_images(index, indices)
-    scorer = _build_scorer(config, state, run, scales=scales, world=stop.world)
-    by_scale = {}
-    for scale in scales:
-        key = _shards_key(path, config, scorer, images=images, scale=scale)
+    return OpenNetwork(path, run, scales, root, index, indices, images)
+
+
+def score_network(
+    network: OpenNetwork | Predictions, config: EvalConfig, stop: StopRequest, folder: Path
+) -> NetworkScores:
+    """Score all images at all scales, less those whose scores are in `folder` already.
+
+    Raises Stopped, with the scores so far of all processes in `folder`, if a signal asks for it.
+    """
+    if isinstance(network, Predictions):
+        return NetworkScores(network)
+    weights = fingerprint(network.path)
+    scorer = _build_scorer(config, network, stop.world)
+    index, indices = network.index, network.indices
+    by_scale, all_shards = {}, []
+    for scale in network.scales:
+        key = _shards_key(weights, config, scorer, images=network.images, scale=scale)
         shards = ScoreShards(folder / key, len(indices), len(index.classes))
         score_images(scorer, index, shards, indices=indices, scale=scale, config=config, stop=stop)
         if stop.agreed():
             raise Stopped(f"stopped by a signal at scale {scale}, saved in {folder}")
         by_scale[scale] = shards.read()
-    weights = scale_weights(config.views, scales, crop, val_scale)
-    scores = weighted_mean(list(by_scale.values()), weights)
+        all_shards.append(shards)
+    data = network.run.data
+    parts = scale_weights(config.views, network.scales, data.crop, data.validation_scale)
+    scores = weighted_mean(list(by_scale.values()), parts)
     if config.average == "logits":
         scores = softmax(scores, axis=1)
         by_scale = {scale: softmax(logits, axis=1) for scale, logits in by_scale.items()}
-    predictions = Predictions(scores, index.labels[indices], index.classes, images)
-    return NetworkScores(predictions, by_scale, root)
+    predictions = Predictions(scores, index.labels[indices], index.classes, network.images)
+    return NetworkScores(predictions, by_scale, all_shards)
 
 
 def open_images(
@@ -112,9 +137,8 @@ def open_images(
     return scan_folder(root, "val", classes, on_progress)
 
 
-def _build_scorer(
-    config: EvalConfig, state: dict[str, Any], run: TrainConfig, *, scales: list[int], world: World
-) -> Scorer:
+def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Scorer:
+    run, state = network.run, load_checkpoint(network.path)
     name = config.precision or run.precision
     precision = set_precision(name, world.device, fixed_shapes=False)
     return Scorer(
@@ -126,16 +150,16 @@ def _build_scorer(
         average=config.average,
         square=config.square,
         on_map=config.on_map,
-        full_image_scale=full_image_scale(scales, run.data.validation_scale),
+        full_image_scale=full_image_scale(network.scales, run.data.validation_scale),
     )
 
 
-def _shards_key(path: Path, config: EvalConfig, scorer: Scorer, *, images: str, scale: int) -> str:
+def _shards_key(
+    weights: str, config: EvalConfig, scorer: Scorer, *, images: str, scale: int
+) -> str:
     """The name of the folder of shards: it changes with all that the scores depend on."""
-    stat = path.stat()
-    what = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, images, scale]
     how = [scorer.views, scorer.average, scorer.square, scorer.on_map, scorer.full_image_scale]
-    text = json.dumps([*what, *how, scorer.precision.name, config.data.on_error])
+    text = json.dumps([weights, images, scale, *how, scorer.precision.name, config.data.on_error])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -151,8 +175,8 @@ def score_images(
 ) -> None:
     """Fill this process's shards with the scores of index[indices], resized to `scale`.
 
-    Stops early, with the shards kept, if a signal asks for it. Scores do not depend on which images
-    share a batch.
+    Stops early if a signal asks for it. Whatever ends it, the scores so far are kept. Scores do not
+    depend on which images share a batch.
     """
     pending = shards.pending(stop.world.rank, stop.world.size)
     if not len(pending):
@@ -176,15 +200,17 @@ def score_images(
                     else:
                         yield position, image
 
-        for positions, images in batch_by_size(readable_images(), config.batch_size):
-            stop.world.watch.alive(f"scale {scale}")
-            scores = scorer.scores(images).numpy()
-            for position, row in zip(positions, scores, strict=True):
-                shards.put(position, row)
-            bar.update(len(positions))
-            if stop.asked:
-                shards.keep()
-                return
+        try:
+            for positions, images in batch_by_size(readable_images(), config.batch_size):
+                stop.world.watch.alive(f"scale {scale}")
+                scores = scorer.scores(images).numpy()
+                for position, row in zip(positions, scores, strict=True):
+                    shards.put(position, row)
+                bar.update(len(positions))
+                if stop.asked:
+                    return
+        finally:
+            shards.keep()
 
 
 def batch_by_size(

@@ -2,10 +2,10 @@
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,19 +56,33 @@ def weighted_mean(scores: Sequence[Floats], weights: Sequence[float]) -> Floats:
     return (total / sum(weights)).astype(np.float32)
 
 
-def ensemble(networks: dict[str, Predictions], weights: list[float] | None) -> Predictions:
-    """The weighted mean of networks' probabilities (Table 7); networks by name.
+class OfImages(Protocol):
+    """A network, or its predictions, for certain images."""
 
-    Raises UserError if they are of different images or classes, or if the weights do not fit.
-    """
+    @property
+    def classes(self) -> list[str]: ...
+
+    @property
+    def images(self) -> str: ...  # as in Predictions
+
+
+def refuse_mixed(networks: Mapping[str, OfImages]) -> None:
+    """Raises UserError if networks, by name, are for different images or classes."""
     (first_name, first), *others = networks.items()
     for name, other in others:
         if other.images != first.images or other.classes != first.classes:
-            raise UserError(f"{name} and {first_name} are predictions of different image lists")
-    weights = weights or [1.0] * len(networks)
-    if len(weights) != len(networks) or min(weights) < 0 or sum(weights) <= 0:
-        raise UserError(f"weights={weights} must be {len(networks)} numbers, none negative")
-    return replace(first, scores=weighted_mean([n.scores for n in networks.values()], weights))
+            raise UserError(f"{name} and {first_name} are for different image lists")
+
+
+def ensemble(networks: dict[str, Predictions], weights: list[float] | None) -> Predictions:
+    """The weighted mean of networks' probabilities (Table 7); networks by name.
+
+    Raises UserError if they are of different images or classes.
+    """
+    refuse_mixed(networks)
+    members = list(networks.values())
+    scores = weighted_mean([each.scores for each in members], weights or [1.0] * len(members))
+    return replace(members[0], scores=scores)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

@@ -1,5 +1,6 @@
 """The result file of an evaluation, its name, and the table of errors that is printed."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -8,34 +9,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.files import write_atomically
+from common.errors import UserError, refusing
+from common.files import try_to_write, write_atomically
 from common.machine import commit
 from configs.schema import EvalConfig
 from configs.store import to_dict
 from evaluation.evaluate import NetworkScores
 from evaluation.metrics import ClassSummary, ErrorCounts, count_errors, per_class
-from evaluation.predictions import Predictions, weighted_mean
+from evaluation.predictions import Predictions, load_predictions, weighted_mean
 
 
 def result_path(config: EvalConfig, paths: list[Path]) -> Path:
-    """Where the result goes: out=, or a file in the run's folder whose name says what was done."""
+    """Where the result goes: out=, or a file in the run's folder whose name says what was done.
+
+    Results of other images, networks, weights or arithmetic have other names.
+    """
     if config.out:
         return Path(config.out)
-    first = paths[0]
+    first, root = paths[0], config.data.root
     folder = first.parent.parent if first.parent.name == "checkpoints" else first.parent
-    words = ["result", first.stem, config.views]
+    images = config.images if isinstance(config.images, list) else [config.images or ""]
+    words = ["result", first.stem if first.suffix == ".pt" else first.name, config.views]
     words += ["square"] if config.square else []
     words += map(str, config.scales or [])
     words += ["on-map"] if config.on_map else []
-    if config.images:  # the results of some pictures do not replace those of others
-        name = config.images if isinstance(config.images, str) else str(config.images[0])
-        words += ["pictures", Path(os.path.abspath(name)).stem[:40]]
+    words += ["pictures", _short_name(images[0])] if config.images else []
+    words += ["on", _short_name(root)] if root else []
     words += ["test"] if config.split == "test" else []
     words += ["logits"] if config.average == "logits" else []
+    words += [config.precision] if config.precision else []
     words += [f"of-{config.subset}"] if config.subset else []
     words += [f"and-{len(paths) - 1}-more"] if len(paths) > 1 else []
+    words += ["weighted"] if config.weights else []
+    if config.images or root or len(paths) > 1:  # what words do not tell apart
+        files = [os.path.abspath(path) for path in (*images, root or "", *paths[1:])]
+        text = json.dumps([files, config.weights])
+        words.append(hashlib.sha256(text.encode()).hexdigest()[:6])
     return folder / f"{'-'.join(words)}.json"
+
+
+def _short_name(path: str) -> str:
+    """The name of a file or folder, for a part of a file name."""
+    return Path(os.path.abspath(path)).stem[:20]
 
 
 def attachment_suffix(images: Any, split: str | None) -> str | None:
@@ -45,8 +60,8 @@ def attachment_suffix(images: Any, split: str | None) -> str | None:
     return ".txt" if split == "test" else None
 
 
-def refuse_overwriting(config: EvalConfig, out: Path) -> None:
-    """Raises UserError if the result would replace a file that is no such result itself.
+def check_outputs(config: EvalConfig, out: Path) -> None:
+    """Raise UserError if a file cannot be written, or would replace one that is no such result.
 
     With images=cat.png out=cat.json, the figure would replace the image.
     """
@@ -63,6 +78,22 @@ def refuse_overwriting(config: EvalConfig, out: Path) -> None:
                 f"{path} is there already, and such a command of eval.py did not write it: give "
                 "out=FILE.json for results of another name"
             )
+    with refusing(OSError, what=f"cannot write {out}", also="give out=FILE.json elsewhere"):
+        try_to_write(out)
+    if config.save_predictions:
+        _check_predictions(Path(config.save_predictions), config.checkpoints)
+
+
+def _check_predictions(path: Path, networks: list[str]) -> None:
+    """The same for save_predictions=."""
+    if os.path.abspath(path) in map(os.path.abspath, networks):
+        raise UserError(f"save_predictions={path} would replace one of the networks")
+    if os.path.lexists(path):
+        also = f"save_predictions={path} would replace it"
+        with refusing(UserError, also=also):
+            load_predictions(path)
+    with refusing(OSError, what=f"cannot write save_predictions={path}"):
+        try_to_write(path)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,45 @@ any process or session that finds it leaves those images alone. A session that i
 keeps its unfinished shards.
 """
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.errors import refusing
-from common.files import write_atomically
+from common.files import lock, try_to_write, write_atomically
 from data.draws import Ints
+from engine.distributed import World
 from evaluation.predictions import Floats
 
 SHARD = 1024  # images
+
+
+@contextmanager
+def own_shards(folder: Path, world: World) -> Iterator[None]:
+    """Keep the folder of an evaluation's shards from others while the context lasts.
+
+    Raises UserError if another evaluation is using it, or if it cannot be written.
+    """
+    if not world.is_main:
+        yield
+        return
+    file = folder / ".lock"
+    with refusing(OSError, what=f"cannot write to {folder}", also="give out=FILE.json elsewhere"):
+        folder.mkdir(exist_ok=True)
+        try_to_write(file)
+    busy = f"another eval.py is at work in {folder}: wait for it, or give out=FILE.json"
+    with lock(file, busy=busy):
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            with suppress(OSError):  # it has shards that were not finished
+                folder.rmdir()
 
 
 class ScoreShards:
@@ -67,21 +95,28 @@ class ScoreShards:
             self._scores[shard][row] = scores
         done[row] = True
         if done.all():
-            self.folder.mkdir(parents=True, exist_ok=True)
             full = self._scores.pop(shard)
             del self._done[shard]
-            write_atomically(self._finished(shard), lambda file: np.save(file, full))
+            self._write(self._finished(shard), lambda file: np.save(file, full))
             self._unfinished(shard).unlink(missing_ok=True)
 
     def keep(self) -> None:
         """Write the unfinished shards."""
         for shard, done in self._done.items():
             if done.any():
-                self.folder.mkdir(parents=True, exist_ok=True)
                 write = partial(np.savez, scores=self._scores[shard], done=done)
-                write_atomically(self._unfinished(shard), write)
+                self._write(self._unfinished(shard), write)
+
+    def _write(self, path: Path, write: Any) -> None:
+        with refusing(OSError, what=f"cannot write to {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)
+
+    def remove(self) -> None:
+        """Remove all shards, once the result is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def read(self) -> Floats:
         """All scores [N, K]; NaN for unreadable images."""
-        with refusing(FileNotFoundError, what="not all processes see the same disk"):
+        with refusing(FileNotFoundError, what=f"not all processes see {self.folder}"):
             return np.concatenate([np.load(self._finished(s)) for s in range(self.num_shards)])

@@ -11,7 +11,8 @@ from common.errors import UserError
 from configs.schema import EvalConfig
 from configs.validate import validate_eval
 from evaluation.pictures import Picture, draw_pictures
-from evaluation.result import refuse_overwriting, result_path
+from evaluation.result import check_outputs, result_path
+from tests.closed import refusal, skip_unbound
 from tests.conftest import composed
 from tests.pictures import encoded, picture
 
@@ -34,11 +35,11 @@ def test_files_of_others_are_not_replaced(tmp_path: Path, options: list[str], th
     out = tmp_path / "cat.json"
     config = config_of(*options, f"out={out}")
     validate_eval(config)
-    refuse_overwriting(config, out)
+    check_outputs(config, out)
     for content in ("[1, 2]", "{}", "not JSON"):
         (tmp_path / there).write_text(content)
         with pytest.raises(UserError, match=f"{there} is there already"):
-            refuse_overwriting(config, out)
+            check_outputs(config, out)
 
 
 @pytest.mark.parametrize(
@@ -50,22 +51,73 @@ def test_earlier_results_are_replaced(tmp_path: Path, options: list[str], beside
     earlier = {"images": config.images, "split": config.split}
     out.write_text(json.dumps({"config": earlier}))
     out.with_suffix(beside).write_bytes(b"written with it")
-    refuse_overwriting(config, out)
+    check_outputs(config, out)
     if options:  # of another kind, it wrote nothing beside it
         out.write_text(json.dumps({"config": {"images": None, "split": "val"}}))
         with pytest.raises(UserError, match=f"a{beside} is there already"):
-            refuse_overwriting(config, out)
+            check_outputs(config, out)
 
 
-def test_names_of_results() -> None:
+def name_of(*overrides: str, checkpoint: str = "runs/x/checkpoints/last.pt") -> str:
+    config = composed(f"checkpoint={checkpoint}", *overrides, program="eval")
+    validate_eval(config)
+    return str(result_path(config, [Path(path) for path in config.checkpoints]))
+
+
+def test_different_results_have_different_names() -> None:
+    pair = "[a/last.pt,b/last.pt]"
+    plain = name_of()
+    names = [
+        plain,
+        *(name_of(f"views={views}") for views in ("ten", "dense")),
+        *(name_of(f"data.root={root}") for root in ("/new/imagenet", "/other/imagenet")),
+        *(name_of(f"images={images}") for images in ("a/cat.png", "b/cat.png", "[a/cat.png,c]")),
+        *(name_of(f"precision={precision}") for precision in ("bf16", "fp32")),
+        name_of("split=test"),
+        name_of(checkpoint="runs/x/checkpoints/last.npz"),
+        *(name_of(checkpoint=f"[runs/x/checkpoints/last.pt,{file}]") for file in ("b.pt", "c.pt")),
+        *(name_of(f"weights=[{w},1]", checkpoint=pair) for w in (1, 2)),
+        name_of(checkpoint=pair),
+    ]
+    assert plain == "runs/x/result-last-centre.json"
+    assert len(set(names)) == len(names)
+    assert len({name.casefold() for name in names}) == len(names)
+    assert name_of("data.root=/new/imagenet/.") == names[3]  # the same command, typed otherwise
+    long = name_of(f"images={200 * '漢'}.jpg", f"data.root=/{200 * 'ä'}")
+    assert len(Path(long).name.encode()) < 255
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
     with pytest.raises(UserError, match=r"out=a.png must end in .json"):
         validate_eval(config_of("images=b.png", "out=a.png"))
-    names = [
-        result_path(config_of(f"images={images}"), [Path("runs/x/checkpoints/last.pt")]).name
-        for images in ("cat.png", "[dog.png,cat.png]", "holidays/")
-    ]
-    starts = "result-last-centre-pictures-"
-    assert names == [f"{starts}{name}.json" for name in ("cat", "dog", "holidays")]
+    missing = tmp_path / "missing" / "r.json"
+    with pytest.raises(UserError, match=r"cannot write .*r.json .No such file.*; give out="):
+        check_outputs(config_of(f"out={missing}"), missing)
+    for path, sentence in (
+        ("missing/p.npz", r"cannot write save_predictions=.*p.npz .No such file"),
+        ("data.npz", "holds no predictions .*would replace it"),
+        ("folder.npz", "there are no predictions .*would replace it"),
+        ("a.npz", "would replace one of the networks"),
+    ):
+        np.savez(tmp_path / "data.npz", images=np.arange(3))
+        (tmp_path / "folder.npz").mkdir(exist_ok=True)
+        options = [f"out={out}", f"save_predictions={tmp_path / path}"]
+        config = composed(f"checkpoint={tmp_path / 'a.npz'}", *options, program="eval")
+        with pytest.raises(UserError, match=sentence):
+            check_outputs(config, out)
+    before = sorted(tmp_path.iterdir())
+    check_outputs(config_of(f"out={out}", f"save_predictions={tmp_path / 'new.npz'}"), out)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_that_may_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    """The checkpoint is not even looked at."""
+    skip_unbound()
+    (tmp_path / "last.pt").write_bytes(b"no checkpoint")
+    tmp_path.chmod(0o500)
+    said = refusal("eval.py", f"checkpoint={tmp_path}/last.pt", "device=cpu")
+    assert "Permission denied); give out=FILE.json" in said
 
 
 def test_the_figure_shows_what_the_network_sees(tmp_path: Path) -> None:

@@ -113,11 +113,11 @@ class Runner:
 
     def wait(self, job: Job) -> int:
         """Start the program and wait for its end; returns its exit status."""
-        if job.program == "eval.py":
-            job.folder.mkdir(parents=True, exist_ok=True)
         try:
+            if job.program == "eval.py":
+                job.folder.mkdir(parents=True, exist_ok=True)
             process = self.launcher.start(job)
-        except OSError as error:  # there is no sbatch
+        except OSError as error:  # there is no sbatch, or no place for the folder
             print(f"error: {error}", file=sys.stderr)
             return 127
         self.running.add(process)
