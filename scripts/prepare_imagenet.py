@@ -163,12 +163,12 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command that the command line names."""
     arguments = _parser().parse_args()
-    try:
-        with one_sentence():
+    with one_sentence():
+        try:
             arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues where it can", file=sys.stderr)
-        sys.exit(130)
+        except KeyboardInterrupt:
+            print("interrupted: the same command continues where it can", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":
