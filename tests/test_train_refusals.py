@@ -113,3 +113,30 @@ def test_bad_input_gets_one_sentence(
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train.py", "model=nope"], "error: In 'train': Could not find 'model/nope' Available"),
+        (["train.py", "epochs=0"], "error: epochs=0 must be at least 1"),
+        (["eval.py"], "error: checkpoint must be given"),
+        (["scripts/describe.py", "model=nope"], "error: In 'train': Could not find 'model/nope'"),
+    ],
+)
+def test_a_refusal_does_not_wait_for_torch(arguments: list[str], sentence: str) -> None:
+    done = run_program("-X", "importtime", *arguments, check=False)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    assert "hydra" in imported
+    assert "torch" not in imported
+
+
+def test_train_imports_nothing_it_may_not_need() -> None:
+    """Each of these takes a quarter of a second or more."""
+    program = "import sys, train; print(*sys.modules)"
+    imported = set(run_program("-c", program).stdout.split())
+    needless = {"torch.distributed.fsdp", "torchvision", "triton", "nvidia.dali", "matplotlib"}
+    assert not needless & imported
+    assert "torch._dynamo" not in imported
