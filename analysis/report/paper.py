@@ -176,7 +176,7 @@ SEC22 = ErrorTable(
         Row(("14 layers", "He"), (33.82, 13.34), "small14-relu"),
         Row(("30 layers", "He"), (38.56, 16.59), "small30-relu"),
     ),
-    note="The paper does not name the views; ours are ten at scale 256.",
+    note="The paper does not name the views; ours are ten, at the scale of validation.",
 )
 
 ERROR_TABLES = (TABLE2, TABLE4, TABLE5, TABLE6, TABLE7, SEC22)
