@@ -53,6 +53,21 @@ def _times_slope(
 
 
 @triton.jit
+def _by_channel(
+    values: tl.tensor,
+    channels: tl.tensor,
+    stride: tl.tensor,
+    num_channels: tl.tensor,
+    default: tl.constexpr,
+) -> tl.tensor:
+    """The channels' values [1, C], or `default` where there are none."""
+    row = default
+    if values is not None:
+        row = tl.load(values + channels * stride, channels < num_channels, 0.0)[None, :]
+    return row
+
+
+@triton.jit
 def _forward_kernel(
     x: tl.tensor,
     bias: tl.tensor,
@@ -77,11 +92,9 @@ def _forward_kernel(
     inside = in_rows[:, None] & in_channels[None, :]
     places = rows.to(tl.int64)[:, None] * num_channels + channels[None, :]
 
-    slope = fixed_slope
-    if slopes is not None:
-        slope = tl.load(slopes + channels * slope_stride, in_channels, 0.0)[None, :]
+    slope = _by_channel(slopes, channels, slope_stride, num_channels, fixed_slope)
     z = tl.load(x + places, inside, 0.0).to(tl.float32)
-    z += tl.load(bias + channels, in_channels, 0.0)[None, :]
+    z += _by_channel(bias, channels, 1, num_channels, 0.0)
     rectified = _times_slope(z, z, slope, fixed_slope == 0)
     if keys is not None:
         key, unit = tl.load(keys + rows, in_rows, 0), tl.load(units + channels, in_channels, 0)
@@ -116,11 +129,8 @@ def _backward_kernel(
     channels = (tl.program_id(0) % across) * block_channels + tl.arange(0, block_channels)
     in_channels = channels < num_channels
 
-    slope, shift = fixed_slope, 0.0
-    if slopes is not None:
-        slope = tl.load(slopes + channels * slope_stride, in_channels, 0.0)[None, :]
-    if bias is not None:
-        shift = tl.load(bias + channels, in_channels, 0.0)[None, :]
+    slope = _by_channel(slopes, channels, slope_stride, num_channels, fixed_slope)
+    shift = _by_channel(bias, channels, 1, num_channels, 0.0)
     bias_terms = tl.zeros((block_rows, block_channels), tl.float32)
     slope_terms = tl.zeros((block_rows, block_channels), tl.float32)
     for tile in range(tiles):
