@@ -28,6 +28,7 @@ import torch
 from omegaconf import DictConfig
 
 from common.errors import one_sentence, refusing
+from common.machine import keep_freed_memory
 from configs.store import as_typed, register, to_config, to_dict
 from data.draws import subset
 from data.loading import OnEvent, centre_stream, training_stream
@@ -122,6 +123,8 @@ def main(raw: DictConfig) -> None:
     with one_sentence():
         config = to_config(raw, TrainConfig)
         with open_world(config.device, config.timeout) as world:
+            if world.device.type == "cpu":
+                keep_freed_memory()
             validate(config, world.size)
             check_run(config.folder, to_dict(config), world)
             trainer = build(config, world)

@@ -1,5 +1,6 @@
 """What runs where: the version of the project, and the CPUs it may use."""
 
+import ctypes
 import os
 import subprocess
 from pathlib import Path
@@ -28,3 +29,14 @@ def num_cpus() -> int:
     if allowed * neighbours <= (os.cpu_count() or 1):  # each has its own already
         return allowed
     return max(1, allowed // neighbours)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep large freed blocks for the next step, where malloc is glibc's.
+
+    It returns them to the kernel otherwise, which clears all their pages anew in every step.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block has a mapping of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink
