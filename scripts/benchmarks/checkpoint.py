@@ -12,7 +12,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,14 @@ class CheckpointRow(Row):
     seconds_held: float  # while the loop stands still
     seconds_to_disk: float
     gigabytes: float
+
+
+class Save(NamedTuple):
+    """What one checkpoint cost, in seconds, as in CheckpointRow."""
+
+    lost: float
+    held: float
+    to_disk: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +109,9 @@ class CheckpointBenchmark(NetworkBenchmark):
 
     def _train(
         self, config: TrainConfig, step: TrainingStep, batch: Batch, *, folder: Path
-    ) -> list[tuple[float, float, float]]:
-        """Run the loop: (seconds_lost, seconds_held, seconds_to_disk) of each round."""
-        saves: list[tuple[float, float, float]] = []
+    ) -> list[Save]:
+        """Run the loop; returns what the checkpoint of each round cost."""
+        saves: list[Save] = []
 
         def batches(_start: int, _stop: int, _on_event: OnEvent) -> Generator[Batch]:
             yield from [batch, batch]
@@ -118,7 +126,7 @@ class CheckpointBenchmark(NetworkBenchmark):
                 while done < self.steps or not run.on_disk:
                     yield batch
                     done += 1
-                saves.append((now() - begin - done * each, run.held, run.on_disk))
+                saves.append(Save(now() - begin - done * each, run.held, run.on_disk))
             raise _AllMeasured
 
         def no_validation(_on_event: OnEvent) -> ValErrors:
