@@ -1,9 +1,7 @@
 """The folder of a run: guarded, refused before the work, renamed; epochs that change nothing."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from engine.distributed import World
 from engine.run_folder import check_run, open_run
 from engine.schedule import learning_rate
 from tests.closed import refusal, skip_unbound
-from tests.conftest import ROOT, SHORT, composed, run_program
+from tests.conftest import SHORT, composed, run_program
 from train import build
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -123,10 +121,12 @@ def test_ctrl_c_before_the_work_is_no_traceback(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_the_programs_read_their_arguments_as_typed(tmp_path: Path) -> None:
-    """With what a shell leaves of data.root=~/"my data" and name=1e3."""
-    env = {**os.environ, "HOME": str(tmp_path)}
-    for program, key in (("train.py", "data.root"), ("eval.py", "checkpoint")):
-        command = [sys.executable, program, f"{key}=~/my (data), 1", "--cfg", "job"]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert f"{tmp_path}/my (data), 1" in done.stdout, done.stderr
+def test_the_programs_read_paths_as_typed(tmp_path: Path) -> None:
+    """With a ~ that the shell leaves alone, and what Hydra cannot read."""
+    for program, options in (
+        ("eval.py", ["checkpoint=~/my (own), 1#/a=b.pt"]),
+        ("train.py", ["data=folder", "data.root=~/my (own), 1#/a=b.pt", f"runs={tmp_path}"]),
+    ):
+        done = run_program(program, *options, "device=cpu", HOME=str(tmp_path), check=False)
+        assert done.stderr.count("\n") == 1
+        assert f" at {tmp_path}/my (own), 1#/a=b.pt" in done.stderr
