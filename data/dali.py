@@ -1,15 +1,16 @@
 """The DALI loader: decodes the region that a crop needs, on CPU threads or on the GPU.
 
-Threads read files ahead of the pipeline and compute each image's rectangle; the pipeline decodes
-that region and resizes it. DALI decodes ordinary JPEGs itself. Everything else (other formats,
-CMYK, files without a proper end) is rare in ImageNet, and DALI's decoders differ from Pillow there
-or accept truncated files: Pillow decodes these, and DALI gets them uncompressed.
+Threads read files ahead of the pipeline and compute each image's view; the pipeline decodes its
+region. On a GPU the pipeline also resizes it. On the CPU further threads do, by torch, which takes
+a fifth of DALI's time. DALI decodes ordinary JPEGs itself. Everything else (other formats, CMYK,
+files without a proper end) is rare in ImageNet, and DALI's decoders differ from Pillow there or
+accept truncated files: Pillow decodes these, and DALI gets them uncompressed.
 """
 
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,26 +23,28 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from common.errors import UserError
 from common.machine import num_cpus
 from configs.schema import LoaderConfig
-from data.decoding import Prepared, as_ppm, decode_rgb, plain_jpeg_size, prepare_image
+from data.decoding import Prepared, as_ppm, decode_rgb, plain_jpeg_size, prepare_image, render
 from data.draws import Draws
-from data.geometry import region, view
-from data.loading import Decoded
+from data.geometry import View, region, view
+from data.loading import Decoded, OnEvent
 from data.sources.index import ImageIndex
 
 _READERS = 8  # threads: network file systems answer slowly but many at a time
 _MAX_FAILURES = 3  # of the pipeline, in a row, for which its files are blamed
+# Pixels that a region decode on the GPU adds on each side: decoders interpolate colour from
+# neighbouring samples, which are missing at a region's own edge. The CPU's takes care of that.
+_MARGIN = 8
+_TOGETHER = 8  # images that a thread resizes before it takes the next ones
 
 
 @dataclass(frozen=True)
 class _Input:
-    """What the pipeline takes for an image. All but the file in (y, x) order."""
+    """What the pipeline takes for an image, and what is to be shown of it. In (y, x) order."""
 
     file: npt.NDArray[np.uint8]  # [n] encoded
-    region_start: npt.NDArray[np.int32]  # [2] of the region to decode
-    region_shape: npt.NDArray[np.int32]  # [2]
-    shown_start: npt.NDArray[np.float32]  # [2] of the shown rectangle, in the region
-    shown_end: npt.NDArray[np.float32]  # [2]
-    size: npt.NDArray[np.float32]  # [2] that the rectangle is resized to
+    start: tuple[int, int]  # of the region to decode
+    end: tuple[int, int]
+    view: View  # of the decoded region
 
 
 @dataclass
@@ -52,32 +55,35 @@ class _Job:
     inputs: list[Future[Prepared[_Input]]]
     by_pillow: bool
 
+    def decoded(self, images: Any) -> Decoded:
+        """With its images, once they are there."""
+        inputs = [future.result() for future in self.inputs]
+        shown = np.array([image.shown for image in inputs], np.int64)
+        return Decoded(self.draws, images, shown, [bad for i in inputs for bad in i.replaced])
+
 
 def _prepare(
-    data: bytes, draws: Draws, row: int, *, crop: int | None, by_pillow: bool, whole: bool
+    data: bytes,
+    draws: Draws,
+    row: int,
+    *,
+    crop: int | None,
+    exact: bool,
+    margin: int | None,
+    by_pillow: bool,
 ) -> _Input:
     """The pipeline's input to show an encoded file as row `row` of the draws says.
 
-    whole: all of the file is decoded, not only the region that the resize reads.
+    margin: pixels to decode around the view; None: decode all of the file.
     """
     size = None if by_pillow else plain_jpeg_size(data)
     if size is None:
         image = decode_rgb(data)
         size, data = (image.height, image.width), as_ppm(image)
     scale, position = int(draws.scales[row]), draws.positions[row]
-    shown = view(*size, scale=scale, position=position, crop=crop)
-    start, end = (np.zeros(2, np.int64), np.array(size)) if whole else region(shown, *size)
-    shown_start, shown_end = np.array(shown.start) - start, np.array(shown.end) - start
-    if draws.flips[row]:  # DALI flips a rectangle whose ends are swapped
-        shown_start[1], shown_end[1] = shown_end[1], shown_start[1]
-    return _Input(
-        file=np.frombuffer(data, np.uint8),
-        region_start=start.astype(np.int32),
-        region_shape=(end - start).astype(np.int32),
-        shown_start=shown_start.astype(np.float32),
-        shown_end=shown_end.astype(np.float32),
-        size=np.array(shown.size, np.float32),
-    )
+    shown = view(*size, scale=scale, position=position, crop=crop, exact=exact)
+    start, end = ((0, 0), size) if margin is None else region(shown, *size, margin=margin)
+    return _Input(np.frombuffer(data, np.uint8), start, end, shown.inside(start))
 
 
 class _Feeder:
@@ -90,33 +96,25 @@ class _Feeder:
         pool: ThreadPoolExecutor,
         *,
         crop: int | None,
+        exact: bool,
+        margin: int | None,
         config: LoaderConfig,
         skip: bool,
+        on_event: OnEvent,
     ) -> None:
         self._index, self._draws, self._pool = index, iter(draws), pool
-        self._crop, self._prefetch, self._skip = crop, config.prefetch, skip
-        self._whole, self._failures = config.decode == "whole", 0
-        # What the pipeline takes, fields of _Input.
-        self.names = [
-            field.name
-            for field in fields(_Input)
-            if not (self._whole and field.name.startswith("region"))
-        ]
+        self._prepare = partial(_prepare, crop=crop, exact=exact, margin=margin)
+        self._prefetch, self._skip, self._on_event = config.prefetch, skip, on_event
         self._ahead: deque[_Job] = deque()  # being read, or not yet taken
         self._inside: deque[_Job] = deque()  # in the pipeline, oldest first
+        self._failures = 0  # of the pipeline, in a row
+        self._failure: str | None = None  # the first one, until it is told
         self.error: BaseException | None = None  # why there is no further batch
 
     def _read(self, draws: Draws, by_pillow: bool) -> _Job:
         inputs = []
         for row, i in enumerate(draws.indices):
-            prepare = partial(
-                _prepare,
-                draws=draws,
-                row=row,
-                crop=self._crop,
-                by_pillow=by_pillow,
-                whole=self._whole,
-            )
+            prepare = partial(self._prepare, draws=draws, row=row, by_pillow=by_pillow)
             read = partial(prepare_image, self._index, int(i), prepare, skip=self._skip)
             inputs.append(self._pool.submit(read))
         return _Job(draws, inputs, by_pillow)
@@ -127,8 +125,8 @@ class _Feeder:
             self._ahead.append(self._read(draws, by_pillow=False))
         return len(self._ahead[0].draws) if self._ahead else 0
 
-    def take(self, max_size: int) -> list[Any]:
-        """The pipeline's inputs for the next batch, one list for each of `names`.
+    def take(self, max_size: int, names: list[str]) -> list[Any]:
+        """What the pipeline takes for the next batch, in the order of `names`.
 
         Raises StopIteration if there is no batch, or only one of more than `max_size` images.
         """
@@ -141,34 +139,62 @@ class _Feeder:
         if self.error:
             raise StopIteration
         self._inside.append(self._ahead.popleft())
-        inputs = [future.result().value for future in job.inputs]
-        return [[getattr(i, name) for i in inputs] for name in self.names]
+        arrays = _arrays([future.result().value for future in job.inputs], job.draws)
+        return [arrays[name] for name in names]
 
     def done(self) -> _Job:
         """Removes and returns the oldest batch inside the pipeline, which has come out."""
         job = self._inside.popleft()
         if not job.by_pillow:
             self._failures = 0
+        elif self._failure and not any(future.result().replaced for future in job.inputs):
+            self._on_event(f"Pillow decoded a batch on which DALI failed ({self._failure})")
+            self._failure = ""
         return job
 
     def retry(self, error: RuntimeError) -> None:
         """The pipeline failed: take back what was inside, and let Pillow decode it instead.
 
-        A file that neither can decode is then refused or replaced like any bad one. Raises `error`
-        where the files are not the cause, as when memory runs out: Pillow has already decoded these
-        batches, or nothing but Pillow's has come through for some time.
+        A file that neither can decode is then refused or replaced like any bad one; a failure that
+        was not the files' is told, once. Raises `error` where the files cannot be the cause, as
+        when memory runs out: Pillow has already decoded these batches, or nothing but Pillow's has
+        come through for some time.
         """
         failed = list(self._inside)
         self._failures += 1
         if not failed or all(job.by_pillow for job in failed) or self._failures > _MAX_FAILURES:
             raise error
+        if self._failure is None:
+            self._failure = " ".join(str(error).split())[:300]
         self._inside.clear()
         self._ahead.extendleft(self._read(job.draws, by_pillow=True) for job in reversed(failed))
 
 
-def _pipeline(feeder: _Feeder, config: LoaderConfig, gpu: bool) -> Pipeline:
-    """The DALI graph: decode a region, resize, flip; uint8 [h, w, 3] for each image."""
-    max_size = feeder.next_size()
+def _arrays(inputs: list[_Input], draws: Draws) -> dict[str, Any]:
+    """What a pipeline may take for B images: B encoded files, and arrays [B, ...]."""
+    views = [each.view for each in inputs]
+    start = np.array([each.start for each in inputs], np.int32)
+    view_start = np.array([shown.start for shown in views], np.int32)
+    return {
+        "file": [each.file for each in inputs],
+        "start": start,
+        "shape": np.array([each.end for each in inputs], np.int32) - start,
+        "view_start": view_start,
+        "view_shape": np.array([shown.end for shown in views], np.int32) - view_start,
+        "size": np.array([shown.size for shown in views], np.float32),
+        "window_start": np.array([shown.window for shown in views], np.int32),
+        "window_shape": np.array([shown.shape for shown in views], np.int32),
+        "flip": draws.flips.astype(np.int32),
+    }
+
+
+def _pipeline(feeder: _Feeder, config: LoaderConfig, *, gpu: bool, resize: bool) -> Pipeline:
+    """The DALI graph: uint8 [h, w, 3] for each image, its region or, with `resize`, its view."""
+    max_size, names = feeder.next_size(), ["file"]
+    if config.decode == "region":
+        names += ["start", "shape"]
+    if resize:
+        names += ["view_start", "view_shape", "size", "window_start", "window_shape", "flip"]
     pipeline = Pipeline(
         batch_size=max_size,
         num_threads=config.workers or num_cpus(),
@@ -177,35 +203,42 @@ def _pipeline(feeder: _Feeder, config: LoaderConfig, gpu: bool) -> Pipeline:
     )
     with pipeline:
         outputs = fn.external_source(
-            source=lambda: feeder.take(max_size), num_outputs=len(feeder.names)
+            source=lambda: feeder.take(max_size, names), num_outputs=len(names)
         )
-        inputs = dict(zip(feeder.names, outputs, strict=True))
+        inputs = dict(zip(names, outputs, strict=True))
         options: dict[str, Any] = {
             "device": "mixed" if gpu else "cpu",
             "output_type": types.DALIImageType.RGB,
             "adjust_orientation": False,  # as in all published ImageNet results
             "jpeg_fancy_upsampling": True,  # as libjpeg; nvJPEG's own default differs
         }
-        if config.decode == "whole":  # a GPU's JPEG engine decodes no regions
-            images = fn.decoders.image(inputs["file"], **options)
-        else:
+        if config.decode == "region":
             images = fn.decoders.image_slice(
                 inputs["file"],
-                start=inputs["region_start"],
-                shape=inputs["region_shape"],
+                start=inputs["start"],
+                shape=inputs["shape"],
                 axis_names="HW",
                 **options,
             )
-        resized = fn.resize(
-            images,
-            size=inputs["size"],
-            roi_start=inputs["shown_start"],
-            roi_end=inputs["shown_end"],
-            interp_type=types.DALIInterpType.INTERP_LINEAR,
-            antialias=True,
-        )
-        pipeline.set_outputs(resized)
+        else:  # a GPU's JPEG engine decodes no regions
+            images = fn.decoders.image(inputs["file"], **options)
+        pipeline.set_outputs(_resized(images, inputs) if resize else images)
     return pipeline
+
+
+def _resized(images: Any, inputs: dict[str, Any]) -> Any:
+    """In a DALI graph: what data.decoding.render does."""
+    view = fn.slice(images, start=inputs["view_start"], shape=inputs["view_shape"], axis_names="HW")
+    resized: Any = fn.resize(
+        view,
+        size=inputs["size"],
+        interp_type=types.DALIInterpType.INTERP_LINEAR,
+        antialias=True,
+    )
+    window = fn.slice(
+        resized, start=inputs["window_start"], shape=inputs["window_shape"], axis_names="HW"
+    )
+    return fn.flip(window, horizontal=inputs["flip"])
 
 
 def _to_torch(images: Any, whole: bool, stream: torch.cuda.Stream | None) -> Any:
@@ -223,21 +256,66 @@ def _to_torch(images: Any, whole: bool, stream: torch.cuda.Stream | None) -> Any
     return [copied(image) for image in images] if whole else copied(images.as_tensor())
 
 
+class _Resizing:
+    """A batch whose images threads resize."""
+
+    def __init__(
+        self, job: _Job, images: Any, *, crop: int | None, pool: ThreadPoolExecutor
+    ) -> None:
+        self._job, self._images, size = job, images, len(job.draws)
+        self._crops = None
+        if crop is not None:
+            pinned, shape = torch.cuda.is_available(), (size, crop, crop, 3)
+            self._crops = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        rows = [range(first, min(first + _TOGETHER, size)) for first in range(0, size, _TOGETHER)]
+        self._parts = [pool.submit(self._resize, part) for part in rows]
+
+    def _resize(self, rows: range) -> list[torch.Tensor]:
+        whole = []
+        for row in rows:
+            image = torch.from_dlpack(self._images[row])
+            view, flip = self._job.inputs[row].result().value.view, bool(self._job.draws.flips[row])
+            if self._crops is None:
+                whole.append(render(image, view, flip))
+            else:
+                self._crops[row] = render(image, view, flip)
+        return whole
+
+    def decoded(self) -> Decoded:
+        """Waits for the threads."""
+        whole = [image for part in self._parts for image in part.result()]
+        return self._job.decoded(whole if self._crops is None else self._crops)
+
+
 def _run(
-    feeder: _Feeder, config: LoaderConfig, *, gpu: bool, whole: bool
-) -> Generator[tuple[_Job, Any]]:
-    """The next batches with their images, as long as one pipeline can deliver them."""
-    pipeline = _pipeline(feeder, config, gpu)
+    feeder: _Feeder,
+    config: LoaderConfig,
+    *,
+    crop: int | None,
+    gpu: bool,
+    pool: ThreadPoolExecutor,
+) -> Generator[Decoded]:
+    """The next batches, as long as one pipeline can deliver them."""
+    pipeline = _pipeline(feeder, config, gpu=gpu, resize=gpu)
+    resizing: deque[_Resizing] = deque()
     while True:
         stream = torch.cuda.current_stream() if gpu else None
         try:
             (images,) = pipeline.run(stream)
         except StopIteration:
-            return
+            break
         except RuntimeError as error:
             feeder.retry(error)
-            return
-        yield feeder.done(), _to_torch(images, whole, stream)
+            break
+        job = feeder.done()
+        if stream:
+            yield job.decoded(_to_torch(images, crop is None, stream))
+            continue
+        resizing.append(_Resizing(job, images, crop=crop, pool=pool))
+        if len(resizing) > 1:  # one is resized while the pipeline decodes the next
+            yield resizing.popleft().decoded()
+    for batch in resizing:
+        yield batch.decoded()
 
 
 def decode_batches(
@@ -245,24 +323,44 @@ def decode_batches(
     draws: Iterable[Draws],
     *,
     crop: int | None,
+    exact: bool,
     config: LoaderConfig,
     skip: bool,
+    on_event: OnEvent,
 ) -> Generator[Decoded]:
-    """For data.loading. With a GPU, images are CUDA tensors of torch's current stream."""
+    """For data.loading. With loader.device=gpu, CUDA tensors of torch's current stream.
+
+    Otherwise crops are CPU tensors, in pinned memory if there is a GPU.
+    """
     gpu = config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available())
     if gpu and not torch.cuda.is_available():
         raise UserError("loader.device=gpu, but there is no CUDA device: type loader.device=cpu")
-    pool = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+    margin = None if config.decode == "whole" else _MARGIN if gpu else 0
+    readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+    torch.get_num_threads()  # settles this thread's own number, before that of the pool's is set
+    resizers = ThreadPoolExecutor(
+        config.workers or num_cpus(),
+        thread_name_prefix="resize",
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+    feeder = _Feeder(
+        index,
+        draws,
+        readers,
+        crop=crop,
+        exact=exact,
+        margin=margin,
+        config=config,
+        skip=skip,
+        on_event=on_event,
+    )
     try:
-        feeder = _Feeder(index, draws, pool, crop=crop, config=config, skip=skip)
         # A pipeline ends at a batch larger than it was built for, or at a file that it fails on.
         while feeder.next_size() and not feeder.error:
-            for job, images in _run(feeder, config, gpu=gpu, whole=crop is None):
-                inputs = [future.result() for future in job.inputs]
-                shown = np.array([image.shown for image in inputs], np.int64)
-                replaced = [bad for image in inputs for bad in image.replaced]
-                yield Decoded(job.draws, images, shown, replaced)
+            yield from _run(feeder, config, crop=crop, gpu=gpu, pool=resizers)
         if feeder.error:
             raise feeder.error
     finally:
-        pool.shutdown(cancel_futures=True)
+        readers.shutdown(cancel_futures=True)
+        resizers.shutdown(cancel_futures=True)

@@ -13,11 +13,14 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from common.errors import UserError, reason
 from data.draws import Ints
-from data.geometry import view
+from data.geometry import View, view
 from data.sources.index import ImageIndex
 
 T = TypeVar("T")
@@ -112,21 +115,54 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def render(image: Tensor, view: View, flip: bool) -> Tensor:
+    """A view of a decoded image: uint8 RGB [h, w, 3] -> [*view.shape, 3].
+
+    Pillow's bilinear filter, as torch computes it, which takes a fifth of the time. Of a hundred
+    million values of resized photographs 0.17 % differ by one from Pillow's, and 84 by two.
+    """
+    (top, left), (bottom, right) = view.start, view.end
+    (row, column), (height, width) = view.window, view.shape
+    # Channels last in memory, or torch takes a slower way.
+    source = image[top:bottom, left:right][None].permute(0, 3, 1, 2)
+    resized = interpolate(source, size=view.size, mode="bilinear", antialias=True)
+    shown = resized[:, :, row : row + height, column : column + width]
+    return (shown.flip(3) if flip else shown)[0].permute(1, 2, 0)
+
+
+def _decode_pixels(data: bytes) -> Tensor:
+    """decode_rgb as uint8 [h, w, 3]; ordinary JPEGs by torchvision, which is faster.
+
+    Both use libjpeg-turbo, and give the same pixels. Raises BadImage.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg  # a second, which other loaders save
+
+    if plain_jpeg_size(data):
+        try:
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0)
+        except RuntimeError:
+            pass  # Pillow is the judge
+    return torch.from_numpy(np.array(decode_rgb(data)))
+
+
 def show(
-    data: bytes, *, scale: int, position: Ints, flip: bool, crop: int | None
+    data: bytes,
+    *,
+    scale: int,
+    position: Ints,
+    flip: bool,
+    crop: int | None,
+    exact: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decode a file and show it as drawn: uint8 RGB [crop, crop, 3], or [h, w, 3] if crop=None.
 
-    scale, position, flip: see Draws. Raises BadImage.
+    scale, position, flip: see Draws; exact: see view(). Raises BadImage.
     """
-    image = decode_rgb(data)
-    shown = view(image.height, image.width, scale=scale, position=position, crop=crop)
-    (top, left), (bottom, right), (height, width) = shown.start, shown.end, shown.size
-    resized = image.resize(
-        (width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
-    )
-    pixels = np.asarray(resized)
-    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+    image = _decode_pixels(data)
+    height, width, _ = image.shape
+    shown = view(height, width, scale=scale, position=position, crop=crop, exact=exact)
+    return render(image, shown, flip).numpy()
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

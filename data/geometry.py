@@ -1,30 +1,36 @@
 """What a draw shows of an image, in the image's own pixels: the same numbers for both loaders.
 
 Sec. 3 resizes an image so that its shorter side is s and takes a crop of it. Everything but the
-crop would be thrown away, so the loaders decode and resize only the crop's rectangle.
+crop would be thrown away, so in training the loaders decode and resize only the crop's rectangle.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from data.draws import POSITION_ONE, Ints
 
-# Pixels that a region decode adds on each side, whatever the filter needs: JPEG decoders
-# interpolate colour from neighbouring samples, which are missing at a region's own edge.
-_MIN_MARGIN = 8
+Place = tuple[int, int]  # (y, x), or (height, width)
+
+_LARGEST_ENLARGEMENT = 3  # of sources whose rectangles are rounded: 1.5 pixels of what is shown
 
 
 @dataclass(frozen=True)
 class View:
-    """The rectangle of the source that is shown, and the size it is resized to. (y, x) order."""
+    """A rectangle of the source is resized to `size`; a window of that is shown. (y, x) order."""
 
-    start: tuple[float, float]  # source pixels
-    end: tuple[float, float]  # source pixels
-    size: tuple[int, int]  # height, width of what is shown
+    start: Place  # of the rectangle, source pixels
+    end: Place  # source pixels
+    size: Place  # height, width that the rectangle is resized to
+    window: Place  # first row and column shown
+    shape: Place  # height, width of what is shown
+
+    def inside(self, start: Place) -> "View":
+        """The same view of a part of the source that begins at `start`."""
+        (top, left), (y, x) = self.start, start
+        bottom, right = self.end
+        return replace(self, start=(top - y, left - x), end=(bottom - y, right - x))
 
 
-def resized_size(height: int, width: int, scale: int) -> tuple[int, int]:
+def resized_size(height: int, width: int, scale: int) -> Place:
     """(height, width) once the shorter side is `scale`; the longer side is rounded down."""
     if height <= width:
         return scale, scale * width // height
@@ -36,34 +42,45 @@ def crop_offset(position: int, size: int, crop: int) -> int:
     return position * (size - crop + 1) // POSITION_ONE
 
 
-def view(height: int, width: int, *, scale: int, position: Ints, crop: int | None) -> View:
+def view(
+    height: int, width: int, *, scale: int, position: Ints, crop: int | None, exact: bool
+) -> View:
     """The crop at `position` [2] of the resized image; crop=None: the whole resized image.
 
-    The source has `height` x `width` pixels; its shorter side is resized to `scale`. Raises
-    ValueError if the crop is larger than that.
+    The source has `height` x `width` pixels; its shorter side is resized to `scale`. exact: all of
+    it is resized, then cropped. Otherwise the crop's rectangle begins and ends on whole pixels of
+    the source, at most half a pixel from its place, and nothing else has to be decoded or resized;
+    but sources so small that they are enlarged more than threefold stay exact.
+    Raises ValueError if the crop is larger than the resized image.
     """
     rows, columns = resized_size(height, width, scale)
     if crop is None:
-        return View((0.0, 0.0), (float(height), float(width)), (rows, columns))
+        return View((0, 0), (height, width), (rows, columns), (0, 0), (rows, columns))
     if scale < crop:
         raise ValueError(f"a crop of {crop} pixels from an image resized to {scale}")
     top = crop_offset(int(position[0]), rows, crop)
     left = crop_offset(int(position[1]), columns, crop)
-    # Integers are divided last, so that the rectangle can never exceed the source.
+    shape = (crop, crop)
+    if exact or scale > _LARGEST_ENLARGEMENT * min(height, width):
+        return View((0, 0), (height, width), (rows, columns), (top, left), shape)
     return View(
-        (top * height / rows, left * width / columns),
-        ((top + crop) * height / rows, (left + crop) * width / columns),
-        (crop, crop),
+        (_nearest(top * height, rows), _nearest(left * width, columns)),
+        (_nearest((top + crop) * height, rows), _nearest((left + crop) * width, columns)),
+        shape,
+        (0, 0),
+        shape,
     )
 
 
-def region(view: View, height: int, width: int) -> tuple[Ints, Ints]:
-    """Integer (start, end), each [2], of the source pixels that resizing to `view` reads."""
-    source = np.array([height, width])
-    start, end = np.array(view.start), np.array(view.end)
-    # Antialiased bilinear: the triangle's half width is the downscaling factor, at least 1.
-    support = np.ceil(np.maximum((end - start) / np.array(view.size), 1)) + 1
-    margin = np.maximum(support, _MIN_MARGIN)
-    low = np.maximum(np.floor(start - margin), 0).astype(np.int64)
-    high = np.minimum(np.ceil(end + margin), source).astype(np.int64)
-    return low, high
+def _nearest(numerator: int, denominator: int) -> int:
+    """The integer nearest to a fraction, which is not negative; one half is rounded up."""
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def region(view: View, height: int, width: int, *, margin: int) -> tuple[Place, Place]:
+    """(start, end) of the source pixels that `view` needs, and `margin` more on each side."""
+    (top, left), (bottom, right) = view.start, view.end
+    return (
+        (max(top - margin, 0), max(left - margin, 0)),
+        (min(bottom + margin, height), min(right + margin, width)),
+    )

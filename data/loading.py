@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 
 import torch
@@ -48,18 +48,13 @@ class Decoded:
     shown: Ints  # [B] the images shown: those drawn, or those that replace them
     replaced: list[Replaced]
 
-    def pin_memory(self) -> "Decoded":
-        """The same with its images in pinned memory; torch's DataLoader calls it."""
-        if isinstance(self.images, Tensor):
-            return replace(self, images=self.images.pin_memory())
-        return replace(self, images=[image.pin_memory() for image in self.images])
-
 
 def load(
     index: ImageIndex,
     draws: Iterable[Draws],
     *,
     crop: int,
+    exact: bool = False,
     loader: LoaderConfig,
     on_error: str,
     on_event: OnEvent,
@@ -68,13 +63,22 @@ def load(
 
     Images are shown as in Sec. 3: resized (bilinear, antialiased) so that the shorter side is the
     drawn scale, cropped to crop x crop pixels at the drawn position, flipped horizontally if drawn.
-    Everything random is in `draws`, so loading can start anywhere. Threads and processes end with
-    the iterator; close() it to leave early.
+    Unless `exact`, as validation must be, a crop may lie up to half a source pixel from its place
+    (data.geometry.view), which is faster. Everything random is in `draws`, so loading can start
+    anywhere. Threads and processes end with the iterator; close() it to leave early.
 
     Raises UserError for an image that cannot be read or, with on_error=skip, replaces it by the
     next readable one of the index and passes a sentence to on_event, once for each such image.
     """
-    decoded = _decode(index, draws, crop=crop, loader=loader, on_error=on_error, on_event=on_event)
+    decoded = _decode(
+        index,
+        draws,
+        crop=crop,
+        exact=exact,
+        loader=loader,
+        on_error=on_error,
+        on_event=on_event,
+    )
     with closing(decoded) as batches:
         for batch in batches:
             assert isinstance(batch.images, Tensor)
@@ -97,7 +101,15 @@ def load_whole(
     on_event: OnEvent,
 ) -> Generator[WholeImages]:
     """As `load`, with the whole resized images instead of crops."""
-    decoded = _decode(index, draws, crop=None, loader=loader, on_error=on_error, on_event=on_event)
+    decoded = _decode(
+        index,
+        draws,
+        crop=None,
+        exact=True,
+        loader=loader,
+        on_error=on_error,
+        on_event=on_event,
+    )
     with closing(decoded) as batches:
         for batch in batches:
             replaced = torch.from_numpy(batch.shown != batch.draws.indices)
@@ -109,6 +121,7 @@ def _decode(
     draws: Iterable[Draws],
     *,
     crop: int | None,
+    exact: bool,
     loader: LoaderConfig,
     on_error: str,
     on_event: OnEvent,
@@ -124,7 +137,9 @@ def _decode(
         ) from error
     reported: set[int] = set()
     skip = on_error == "skip"
-    decoded = module.decode_batches(index, draws, crop=crop, config=loader, skip=skip)
+    decoded = module.decode_batches(
+        index, draws, crop=crop, exact=exact, config=loader, skip=skip, on_event=on_event
+    )
     with closing(decoded) as batches:
         for batch in batches:
             for bad in batch.replaced:
@@ -154,7 +169,7 @@ def training_stream(
         for step in range(start, stop)
         if not skipping(step + 1, config.skip_steps)
     )
-    return _load(config, index, draws, on_event)
+    return _load(config, index, draws, exact=False, on_event=on_event)
 
 
 def centre_stream(
@@ -162,17 +177,23 @@ def centre_stream(
 ) -> Generator[Batch]:
     """Centre crops of the images `indices`, at the validation scale."""
     draws = centre_batches(indices, config.data.validation_scale, batch_size)
-    return _load(config, index, draws, on_event)
+    return _load(config, index, draws, exact=True, on_event=on_event)
 
 
 def _load(
-    config: TrainConfig, index: ImageIndex, draws: Iterable[Draws], on_event: OnEvent
+    config: TrainConfig,
+    index: ImageIndex,
+    draws: Iterable[Draws],
+    *,
+    exact: bool,
+    on_event: OnEvent,
 ) -> Generator[Batch]:
     data = config.data
     return load(
         index,
         draws,
         crop=data.crop,
+        exact=exact,
         loader=config.loader,
         on_error=data.on_error,
         on_event=on_event,

@@ -1,29 +1,77 @@
-"""The torchvision loader: Pillow in the worker processes of torch's DataLoader.
+"""The torchvision loader: its decoder, or Pillow, in the worker processes of torch's DataLoader.
 
-It reads as torchvision's ImageFolder does, and runs where DALI cannot be installed. Pillow cannot
-decode regions: all of a JPEG is decoded, and only the crop's rectangle is resized.
+It reads as torchvision's ImageFolder does, and runs where DALI cannot be installed. All of a JPEG
+is decoded, as neither can decode a region, but only the crop's rectangle is resized.
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Collection, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from common.errors import UserError
+from common.errors import UserError, reason
 from common.machine import num_cpus
 from configs.schema import LoaderConfig
 from data.decoding import Replaced, prepare_image, show
-from data.draws import Draws
-from data.loading import Decoded
+from data.draws import Draws, Ints
+from data.loading import Decoded, OnEvent
 from data.sources.index import ImageIndex
+
+_SHARED_MEMORY = "/dev/shm"  # where torch puts the tensors that processes share
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A batch as a worker sends it: all pixels in one tensor, as each needs a file descriptor.
+
+    The tensor lies in shared memory or, where that is full, is an array that goes through a pipe.
+    """
+
+    draws: Draws
+    pixels: Any  # uint8, of B images one after the other
+    shapes: list[tuple[int, ...]]  # of the images
+    shown: Ints  # [B], see Decoded
+    replaced: list[Replaced]
+    why_piped: str | None = None  # why shared memory was not available
+
+    @classmethod
+    def of(cls, images: list[npt.NDArray[np.uint8]], **about: Any) -> "_Packed":
+        """about: the other fields."""
+        pixels = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images]))
+        packed = cls(pixels=pixels, shapes=[image.shape for image in images], **about)
+        if get_worker_info() is None:
+            return packed
+        try:
+            pixels.share_memory_()  # here, not when the queue sends it: there an error is lost
+        except (RuntimeError, OSError) as error:
+            return replace(packed, pixels=pixels.numpy(), why_piped=reason(error))
+        return packed
+
+    def pin_memory(self) -> "_Packed":
+        """The same with its images in pinned memory; torch's DataLoader calls it."""
+        return replace(self, pixels=torch.as_tensor(self.pixels).pin_memory())
+
+    def unpacked(self, crop: int | None) -> Decoded:
+        """The batch as data.loading gets it; crop=None: of whole images."""
+        pixels: Tensor = torch.as_tensor(self.pixels)
+        images: Tensor | list[Tensor]
+        if crop is not None:
+            images = pixels.view(-1, crop, crop, 3)
+        else:
+            parts = pixels.split([int(np.prod(shape)) for shape in self.shapes])
+            images = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return Decoded(self.draws, images, self.shown, self.replaced)
 
 
 @dataclass
@@ -32,14 +80,12 @@ class _Images(Dataset[Any]):
 
     index: ImageIndex
     crop: int | None
+    exact: bool
     skip: bool
 
-    def __getitem__(self, draws: Draws) -> Decoded | UserError:
+    def __getitem__(self, draws: Draws) -> _Packed | UserError:
         """A UserError is returned: raised, it would come out wrapped in the worker's traceback."""
-        crops = None
-        if self.crop is not None:
-            crops = torch.empty((len(draws), self.crop, self.crop, 3), dtype=torch.uint8)
-        images, shown, replaced = list[torch.Tensor](), [], list[Replaced]()
+        images, shown, replaced = list[npt.NDArray[np.uint8]](), list[int](), list[Replaced]()
         for row, i in enumerate(draws.indices):
             prepare = partial(
                 show,
@@ -47,19 +93,16 @@ class _Images(Dataset[Any]):
                 position=draws.positions[row],
                 flip=bool(draws.flips[row]),
                 crop=self.crop,
+                exact=self.exact,
             )
             try:
                 image = prepare_image(self.index, int(i), prepare, skip=self.skip)
             except UserError as error:
                 return error
+            images.append(image.value)
             shown.append(image.shown)
             replaced += image.replaced
-            if crops is None:
-                images.append(torch.from_numpy(image.value.copy()))
-            else:
-                crops.numpy()[row] = image.value
-        pixels = images if crops is None else crops
-        return Decoded(draws, pixels, np.array(shown, np.int64), replaced)
+        return _Packed.of(images, draws=draws, shown=np.array(shown, np.int64), replaced=replaced)
 
 
 def _ignore_signals(_worker: int) -> None:
@@ -81,7 +124,7 @@ def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) 
         # the threads of CUDA, DALI or TensorBoard, which do not exist in the child to release them;
         # a spawned worker would take seconds to import torch each time.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__])
+        context.set_forkserver_preload(["__main__", __name__, "torchvision.io"])
         options = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
     return DataLoader(
         images,
@@ -95,7 +138,7 @@ def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) 
     )
 
 
-def _next(batches: Iterator[Any], workers: Collection[BaseProcess]) -> Decoded | UserError | None:
+def _next(batches: Iterator[Any], workers: Collection[BaseProcess]) -> _Packed | UserError | None:
     """The next batch, None at the end. Raises UserError if a worker has died."""
     try:
         return next(batches, None)
@@ -112,23 +155,38 @@ def _next(batches: Iterator[Any], workers: Collection[BaseProcess]) -> Decoded |
     )
 
 
+def _about_pipes(why: str) -> str:
+    size = os.statvfs(_SHARED_MEMORY).f_frsize * os.statvfs(_SHARED_MEMORY).f_blocks / 2**20
+    return (
+        f"{_SHARED_MEMORY}, {size:.0f} MB, is too small for the batches of loader=torchvision, "
+        f"which now take a slower way ({why}): enlarge it (docker run --shm-size=8g), or lower "
+        "loader.workers or loader.prefetch"
+    )
+
+
 def decode_batches(
     index: ImageIndex,
     draws: Iterable[Draws],
     *,
     crop: int | None,
+    exact: bool,
     config: LoaderConfig,
     skip: bool,
+    on_event: OnEvent,
 ) -> Generator[Decoded]:
     """For data.loading. Images are CPU tensors, in pinned memory if there is a GPU."""
     others = set(multiprocessing.active_children())
-    batches = iter(_data_loader(_Images(index, crop, skip), draws, config))
+    batches = iter(_data_loader(_Images(index, crop, exact, skip), draws, config))
     workers = set(multiprocessing.active_children()) - others
+    told = False
     try:
         while (batch := _next(batches, workers)) is not None:
             if isinstance(batch, UserError):
                 raise batch
-            yield batch
+            if batch.why_piped and not told:
+                told = True
+                on_event(_about_pipes(batch.why_piped))
+            yield batch.unpacked(crop)
     finally:
         del batches  # its destructor ends the workers, except one whose storage does not answer
         for worker in workers:

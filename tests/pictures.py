@@ -87,6 +87,7 @@ def read(
     on_event: Callable[[str], None] = pytest.fail,
     workers: int | None = None,
     decode: str = "region",
+    exact: bool = True,
 ) -> Generator[Batch | WholeImages]:
     if workers is None:
         workers = 2 if name == "dali" else 0
@@ -94,7 +95,7 @@ def read(
     options = {"loader": config, "on_error": on_error, "on_event": on_event}
     if crop is None:
         return load_whole(index, draws, **options)
-    return load(index, draws, crop=crop, **options)
+    return load(index, draws, crop=crop, exact=exact, **options)
 
 
 def literal(data: bytes, draws: Draws, row: int, crop: int | None = CROP) -> npt.NDArray[np.int64]:
@@ -110,6 +111,13 @@ def literal(data: bytes, draws: Draws, row: int, crop: int | None = CROP) -> npt
     if draws.flips[row]:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image).astype(np.int64)
+
+
+def largest(one: torch.Tensor | npt.NDArray, other: torch.Tensor | npt.NDArray) -> int:
+    """Largest absolute difference in pixel values; the shapes must be equal."""
+    a, b = np.asarray(one).astype(np.int64), np.asarray(other).astype(np.int64)
+    assert a.shape == b.shape
+    return int(np.abs(a - b).max())
 
 
 def difference(one: torch.Tensor | npt.NDArray, other: torch.Tensor | npt.NDArray) -> float:

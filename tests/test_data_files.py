@@ -176,6 +176,10 @@ def test_a_file_that_only_pillow_decodes_is_decoded_by_it(make_index, monkeypatc
     files = [jpeg(300, 400), encoded(Image.fromarray(picture(300, 400, 2)), "GIF"), jpeg(300, 400)]
     monkeypatch.setattr(data.dali, "plain_jpeg_size", lambda _: (300, 400))
     draws = [some_draws([0]), some_draws([2, 1, 0]), some_draws([2, 0])]
-    for batch, drawn in zip(read("dali", make_index(files), draws), draws, strict=True):
+    events: list[str] = []
+    batches = read("dali", make_index(files), draws, on_event=events.append)
+    for batch, drawn in zip(batches, draws, strict=True):
         for row, i in enumerate(drawn.indices):
             assert difference(batch.images[row], literal(files[i], drawn, row)) < 0.3
+    (event,) = events
+    assert event.startswith("Pillow decoded a batch on which DALI failed (")
