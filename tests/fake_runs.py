@@ -12,6 +12,7 @@ from analysis.report.paper import ENSEMBLE_MEMBERS, SLOPES, Test
 from configs.store import to_dict
 from engine.checkpoint import FORMAT
 from evaluation.metrics import interval
+from models.learned import CONV1
 from tests.conftest import composed
 
 CLASSES = [f"n{number:08d}" for number in range(1000)]
@@ -56,7 +57,7 @@ def make_run(
     (folder / "metrics.jsonl").write_text(text)
     ends = 0 if scaled else count
     progress = {"step": steps, "validated": steps, "val_errors": [50.0] * ends}
-    network = {}
+    network = {CONV1: torch.linspace(-1, 1, 64 * 3 * 49).reshape(64, 3, 7, 7)}
     for place, layer in enumerate(SLOPES):
         part = "head" if layer.startswith("fc") else "trunk"
         name = layer.replace("conv", "rect").replace("fc", "rect")
@@ -73,6 +74,16 @@ def add_gradients(folder: Path, layers: dict[str, tuple[float, float]], last: in
         for place, step in enumerate((10, last)):
             norms = {layer: pair[place] for layer, pair in layers.items()}
             file.write(json.dumps({"kind": "gradients", "step": step, "norms": norms}) + "\n")
+
+
+def add_slopes(folder: Path, means: dict[int, float]) -> None:
+    """Distributions of the slopes at some steps, of all layers alike."""
+    with open(folder / "metrics.jsonl", "a") as file:
+        for step, mean in means.items():
+            quantiles = [mean + shift / 10 for shift in range(-3, 4)]
+            layer = {"mean": mean, "quantiles": quantiles, "count": 64}
+            layers = dict.fromkeys(SLOPES, layer)
+            file.write(json.dumps({"kind": "slopes", "step": step, "layers": layers}) + "\n")
 
 
 def make_result(

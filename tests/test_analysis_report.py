@@ -6,19 +6,32 @@ import os
 import re
 import shutil
 import time
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.report.figures import draw_slopes_over_time
 from analysis.report.paper import DENSE, ENSEMBLE_MEMBERS, SLOPES, TABLE4, TEN
 from analysis.report.read import collect
 from analysis.report.report import write_report
 from analysis.report.runs import Edition, load
 from analysis.report.selection import choose
 from common.errors import UserError
-from tests.fake_runs import add_gradients, class_rows, make_ensemble, make_result, make_run
+from models.learned import filter_grid
+from tests.conftest import checkpoint
+from tests.fake_runs import (
+    add_gradients,
+    add_slopes,
+    class_rows,
+    make_ensemble,
+    make_result,
+    make_run,
+)
 
 T4: dict[int | None, tuple[int, int]] = {
     256: (13120, 4125),
@@ -51,7 +64,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Table 2: one partial and tested, one partial, one finished and not tested, one missing.
     run = make_run(runs, "small14-relu", done=12)
     make_result(run, TEN, {256: (20_000, 8_000), None: (20_000, 8_000)})
-    make_run(runs, "small14-prelu", done=3, slope=0.6)
+    run = make_run(runs, "small14-prelu", done=3, slope=0.6)
+    add_slopes(run, {10_009: 0.3, 30_027: 0.6})
     make_run(runs, "small14-prelu-shared", slope=0.7)
     # A run that differs from its experiment file, and one on another data set.
     run = make_run(runs, "small14-lrelu", "batch_size=64", "name=odd")
@@ -163,6 +177,24 @@ def test_slopes_are_those_of_the_checkpoint(place: Path) -> None:
     assert float(rows[2]["difference"]) == pytest.approx(0.35 - 0.103, abs=1e-6)
 
 
+def test_slopes_over_time_and_filters_are_those_of_the_run(place: Path) -> None:
+    name = "small14-prelu-imagenet-seed0"
+    runs = {run.name: run for run in load(place / "results")}
+    figure = draw_slopes_over_time(runs[name], "", Edition())
+    assert [axes.get_title() for axes in figure.axes[: len(SLOPES)]] == list(SLOPES)
+    mean, initial, paper = figure.axes[0].get_lines()
+    per_epoch = 1_281_167 / 128
+    points = [(0, 0.25), (10_009 / per_epoch, 0.3), (30_027 / per_epoch, 0.6)]
+    np.testing.assert_allclose(mean.get_xydata(), points)
+    np.testing.assert_allclose(initial.get_ydata(), 0.25)
+    np.testing.assert_allclose(paper.get_ydata(), 0.596)  # conv1, channel-wise
+    weights = checkpoint(place / "runs" / name)["network"]["trunk.conv1.weight"]
+    with Image.open(BytesIO(b64decode(runs[name].filters))) as picture:
+        assert np.array_equal(np.asarray(picture), filter_grid(weights).numpy())
+    others = [run for name, run in runs.items() if "small14-prelu" not in name]
+    assert not any(run.filters or run.slopes_over_time for run in others)
+
+
 def test_only_an_ensemble_of_the_six_models_counts(place: Path, tmp_path: Path) -> None:
     (row,) = [
         row
@@ -219,7 +251,8 @@ def test_the_page_shows_every_figure_and_needs_no_other_file(place: Path) -> Non
     results = place / "results"
     page, html = (results / "README.md").read_text(), (results / "report.html").read_text()
     figures = re.findall(r"\((\S+)\.png\)", page)
-    assert {"table1", "fig3", "fig6", "fig7", "fig2-folder"} <= set(figures)
+    assert {"table1", "table1-over-time", "table1-filters"} <= set(figures)
+    assert {"fig3", "fig6", "fig7", "fig2-folder"} <= set(figures)
     for name in figures:
         with Image.open(results / f"{name}.png") as picture:
             assert min(picture.size) > 300
@@ -239,7 +272,7 @@ def test_figures_without_records_are_deleted(place: Path, tmp_path: Path) -> Non
     for path in (results / "records").iterdir():
         path.unlink()
     page = reported(tmp_path / "none", results)
-    for name in ("table1", "fig3", "fig6", "fig7"):
+    for name in ("table1", "table1-over-time", "table1-filters", "fig3", "fig6", "fig7"):
         assert f"({name}.png)" not in page
         assert not (results / f"{name}.png").exists()
     assert "No training run is finished yet." in page

@@ -1,23 +1,30 @@
-"""The figures of numbers: training curves (Figs. 2, 3), slopes (Table 1), classes (Figs. 6, 7)."""
+"""The figures of numbers: training curves (Figs. 2, 3), slopes (Table 1), classes (Figs. 6, 7).
 
+With the slopes go conv1's filters, of which Sec. 4.1 says why their slope is large.
+"""
+
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis.report.paper import FIG6_AT_ZERO, FIG7_COUNTS, SLOPES, CurveFigure
-from analysis.report.read import QUANTILES
 from analysis.report.runs import Edition, Run
 from analysis.report.selection import choose
 from common.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, mark_level, series
 from data.sources.imagenet import NUM_IMAGES
+from models.learned import QUANTILES
 
 PerClass = Sequence[dict[str, Any]]  # of a result file
 
 _NUM_NAMED = 12  # classes that Fig. 6 names
+_INITIAL_SLOPE = 0.25  # of PReLU, Sec. 2.1
 _DOTTED: dict[str, Any] = {"color": GREY, "lw": 0.9, "ls": (0, (1, 2))}
 
 
@@ -54,8 +61,7 @@ def draw_curves(curves: Sequence[Curve], title: str, edition: Edition) -> Figure
     figure.suptitle(title, fontsize=12)
     panels = figure.subplots(1, num_panels)
     first = curves[0].runs[0]
-    # Steps of an epoch, where the size of the data set is known; else the axis is in steps.
-    per_epoch = NUM_IMAGES["train"] / first.batch_size if edition.is_paper else None
+    per_epoch = _steps_of_an_epoch(first, edition)
     for index, curve in enumerate(curves):
         style = series(index)
         errors = [[(v.step, v.top1_error) for v in run.val] for run in curve.runs]
@@ -80,6 +86,11 @@ def draw_curves(curves: Sequence[Curve], title: str, edition: Edition) -> Figure
     if with_gradients:
         panels[2].set_title("gradient norm of the weights, by layer")
     return figure
+
+
+def _steps_of_an_epoch(run: Run, edition: Edition) -> float | None:
+    """None where the size of the data set is not known, and axes are in steps."""
+    return NUM_IMAGES["train"] / run.batch_size if edition.is_paper else None
 
 
 def _draw_band(
@@ -139,7 +150,7 @@ def draw_slopes(shared: Sequence[Run], channel_wise: Sequence[Run], title: str) 
         below.text(0.5, 0.5, "not run", ha="center", transform=below.transAxes, color=GREY)
     below.set_title("channel-wise slopes: median, half of the channels (box), 5 to 95 % (whiskers)")
     for axes in (above, below):
-        axes.axhline(0.25, label="initial, 0.25", **_DOTTED)
+        axes.axhline(_INITIAL_SLOPE, label=f"initial, {_INITIAL_SLOPE}", **_DOTTED)
         axes.axhline(0, color=BLACK, lw=0.8)
         axes.legend(ncols=2)
         axes.tick_params(axis="x", rotation=45)
@@ -163,6 +174,55 @@ def _draw_boxes(axes: Axes, run: Run, layers: Sequence[str]) -> None:
         meanprops={"marker": "D", "markerfacecolor": VERMILLION, "markeredgecolor": VERMILLION},
     )
     axes.plot([], [], "D", color=VERMILLION, label="mean")
+
+
+def draw_slopes_over_time(run: Run, title: str, edition: Edition) -> Figure:
+    """A panel for each layer: the mean of its slopes over time, and where most of them lie."""
+    layers = list(run.slopes_over_time[0][1])
+    per_epoch = _steps_of_an_epoch(run, edition)
+    steps = np.array([0, *(step for step, _ in run.slopes_over_time)]) / (per_epoch or 1)
+    figure = Figure(figsize=(13.8, 6.0))
+    figure.suptitle(title, fontsize=12)
+    columns = -(-len(layers) // 2)
+    panels = list(figure.subplots(2, columns, sharex=True, sharey=True).flat)
+    for axes, layer in zip(panels, layers, strict=False):
+        slopes = [by_layer[layer] for _, by_layer in run.slopes_over_time]
+        for low, high, alpha in ((5, 95, 0.2), (25, 75, 0.4)):
+            ends = [
+                [_INITIAL_SLOPE, *(own.quantiles[QUANTILES.index(q)] for own in slopes)]
+                for q in (low, high)
+            ]
+            label = f"{low} to {high} % of the channels"
+            axes.fill_between(steps, *ends, color=BLUE, alpha=alpha, lw=0, label=label)
+        means = [_INITIAL_SLOPE, *(own.mean for own in slopes)]
+        axes.plot(steps, means, color=BLUE, label="mean")
+        axes.axhline(_INITIAL_SLOPE, label=f"initial, {_INITIAL_SLOPE}", **_DOTTED)
+        if edition.is_paper and layer in SLOPES:
+            value = SLOPES[layer][0 if slopes[0].count == 1 else 1]
+            axes.axhline(value, color=VERMILLION, ls="--", lw=1.1, label="paper, after training")
+        axes.set_title(layer)
+        axes.set_xlim(left=0)
+    unit = "epochs" if per_epoch else f"steps (batches of {run.batch_size})"
+    for axes in panels[len(layers) - columns : len(layers)]:  # nothing is below them
+        axes.set_xlabel(unit)
+        axes.tick_params(labelbottom=True)
+    for axes in panels[len(layers) :]:
+        axes.axis("off")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.supylabel("learned slope a", fontsize=10)
+    return figure
+
+
+def draw_filters(run: Run, title: str) -> Figure:
+    """conv1's filters as colour pictures, after the last step."""
+    with Image.open(BytesIO(b64decode(run.filters))) as picture:
+        pixels = np.asarray(picture)
+    figure = Figure(figsize=(6.4, 6.8))
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots()
+    axes.imshow(pixels, interpolation="nearest")
+    axes.axis("off")
+    return figure
 
 
 def class_name(row: dict[str, Any]) -> str:

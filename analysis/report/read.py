@@ -1,29 +1,31 @@
 """Reads run folders into records."""
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from analysis.report.paper import CURVE_FIGURES
-from analysis.report.runs import Edition, Run, Session, Slopes, Validation, load, to_json
+from analysis.report.paper import CURVE_FIGURES, SLOPE_EXPERIMENTS
+from analysis.report.runs import Edition, Run, Session, Validation, load, to_json
 from common.errors import UserError, refusing
 from common.files import read_json_lines
 from configs.keys import Effect
 from configs.schema import TrainConfig
 from configs.store import changes, compose_config, flatten, read_yaml, to_dict
-
-QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent, of the slopes of a layer
+from models.learned import CONV1, Slopes, filter_grid, slopes_by_layer, slopes_of
 
 # Keys of an evaluation that hold paths or do not change its result.
 _IRRELEVANT = ("data", "out", "save_predictions", "checkpoint", "loader")
 
 _CURVE_POINTS = 300  # of a loss curve
-_LAYER_POINTS = 40  # of a layer's gradient norms
+_LAYER_POINTS = 40  # of a layer's gradient norms, and of its slopes
 
 
 def collect(runs: Path, results: Path) -> list[Run]:
@@ -129,12 +131,12 @@ def _add_checkpoint(run: Run, path: Path) -> None:
     run.validated = progress["validated"]
     # A full run that max_steps ended early is not the paper's; a scaled one is meant to end there.
     run.finished = run.has_reached(run.max_steps if run.scaled else None)
-    for name, values in network.items():
-        if name.endswith(".slopes"):
-            slopes = values.double().flatten().numpy()
-            quantiles = [round(float(q), 5) for q in np.percentile(slopes, QUANTILES)]
-            layer = name.split(".")[-2].replace("rect", "conv" if "trunk" in name else "fc")
-            run.slopes[layer] = Slopes(float(slopes.mean()), quantiles, len(slopes))
+    layers = slopes_by_layer(network)
+    run.slopes = {layer: slopes_of(values) for layer, values in layers.items()}
+    if _stands_in_table1(run) and CONV1 in network:
+        png = BytesIO()
+        Image.fromarray(filter_grid(network[CONV1]).numpy()).save(png, "png", optimize=True)
+        run.filters = b64encode(png.getvalue()).decode()
 
 
 def _add_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
@@ -157,6 +159,19 @@ def _add_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
     with_curves = {edition.experiment(name) for fig in CURVE_FIGURES for name in fig.experiments}
     if run.experiment in with_curves:
         run.gradients = _gradients([line for line in lines if line["kind"] == "gradients"])
+
+    if _stands_in_table1(run):
+        points = [line for line in lines if line["kind"] == "slopes"]
+        every = max(1, len(points) // _LAYER_POINTS)
+        run.slopes_over_time = [
+            (line["step"], {layer: Slopes(**own) for layer, own in line["layers"].items()})
+            for line in [*points[:-1:every], *points[-1:]]
+        ]
+
+
+def _stands_in_table1(run: Run) -> bool:
+    edition = Edition(run.scaled, run.data)
+    return run.experiment in [edition.experiment(name) for name in SLOPE_EXPERIMENTS]
 
 
 def _thinned(train: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:

@@ -13,7 +13,9 @@ from analysis.report.figures import (
     draw_class_differences,
     draw_class_errors,
     draw_curves,
+    draw_filters,
     draw_slopes,
+    draw_slopes_over_time,
 )
 from analysis.report.page import Section, write_page
 from analysis.report.paper import (
@@ -130,7 +132,23 @@ class _Writer:
             title += f" ({'; '.join(partial)})"
         has_slopes = any(run.slopes for run in [*shared.runs, *wise.runs])
         figure = draw_slopes(shared.runs, wise.runs, title) if has_slopes else None
-        return Section(table.title, table, self.figure("table1", figure))
+        files = self.figure("table1", figure)
+        return Section(table.title, table, [*files, *self.learned([*wise.runs, *shared.runs])])
+
+    def learned(self, runs: Sequence[Run]) -> list[str]:
+        """The first run's slopes over time, and conv1's filters, to which Sec. 4.1 looks."""
+        slopes = filters = None
+        if tracked := next((run for run in runs if run.slopes_over_time), None):
+            of = f"{tracked.name}, {tracked.length}"
+            title = self.title(f"Learned slopes over time, by layer: {of}")
+            slopes = draw_slopes_over_time(tracked, title, self.edition)
+        if pictured := next((run for run in runs if run.filters), None):
+            title = self.title("Filters of conv1")
+            filters = draw_filters(pictured, f"{title}\n{pictured.name}, {pictured.length}")
+        return [
+            *self.figure("table1-over-time", slopes),
+            *self.figure("table1-filters", filters),
+        ]
 
     def curves(self, item: CurveFigure) -> Section:
         title = self.title(item.title)

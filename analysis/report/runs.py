@@ -9,6 +9,7 @@ from zlib import crc32
 
 from analysis.report.paper import ENSEMBLE, SCALED_CROP, Test
 from common.errors import UserError
+from models.learned import Slopes
 
 _SCALED = "scaled-"  # begins the name of a scaled experiment
 
@@ -38,15 +39,6 @@ class Validation:
     images: int
 
 
-@dataclass(frozen=True)
-class Slopes:
-    """The learned slopes of a layer."""
-
-    mean: float
-    quantiles: list[float]
-    count: int
-
-
 @dataclass
 class Run:
     """One run, or (experiment `ensemble`) several networks tested together."""
@@ -70,7 +62,9 @@ class Run:
     val: list[Validation] = field(default_factory=list)
     train: list[tuple[int, float]] = field(default_factory=list)  # step, loss since the one before
     gradients: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # layer: step, norm
-    slopes: dict[str, Slopes] = field(default_factory=dict)  # by layer
+    slopes: dict[str, Slopes] = field(default_factory=dict)  # by layer, of the last checkpoint
+    slopes_over_time: list[tuple[int, dict[str, Slopes]]] = field(default_factory=list)  # by step
+    filters: str = ""  # conv1's, as models.learned.filter_grid draws them: a PNG file in base64
     hours: float = 0  # of training, without validation
     images_per_second: float | None = None  # median, all processes
     model: str = ""  # as model_label has it
@@ -181,9 +175,16 @@ def from_json(text: str) -> Run:
     """The run of a record; raises ValueError or TypeError if it is damaged."""
     values = json.loads(text)
     values["val"] = [Validation(**line) for line in values["val"]]
-    values["slopes"] = {layer: Slopes(**numbers) for layer, numbers in values["slopes"].items()}
+    values["slopes"] = _slopes_from_json(values["slopes"])
+    values["slopes_over_time"] = [
+        (step, _slopes_from_json(layers)) for step, layers in values.get("slopes_over_time", [])
+    ]
     values["sessions"] = [Session(**line) for line in values["sessions"]]
     return Run(**values)
+
+
+def _slopes_from_json(layers: dict[str, Any]) -> dict[str, Slopes]:
+    return {layer: Slopes(**numbers) for layer, numbers in layers.items()}
 
 
 def load(results: Path) -> list[Run]:
