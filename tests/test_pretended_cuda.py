@@ -19,7 +19,7 @@ from pretended_cuda import ACTS, BATCH, COMPILED_BATCH, CROP, MISTAKES, PRECISIO
 
 STEPS = [f"{act} {precision}" for act in ACTS for precision in PRECISIONS]
 CONVS_OF = {"small14": 1 + 2 + 2, "C": 1 + 2 + 2 + 2}  # with two of each stage
-LAYERS, POOLED = CONVS_OF["C"], 4  # each stage ends in a pool
+LAYERS, POOLED = CONVS_OF["C"], 3  # each stage but the last ends in a pool
 HYBRID = [
     *(f"small14 {step} 0" for step in STEPS),
     *(f"small14 prelu bf16 {rank}" for rank in range(1, RANKS)),
