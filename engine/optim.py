@@ -29,19 +29,11 @@ def build_optimizer(network: nn.Module, config: "TrainConfig") -> torch.optim.SG
     return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=fused)
 
 
-@torch.no_grad()
 def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
-    """Change the rate so that the update stays Eq. 4: v := mu v - rate dE/dw, w := w + v.
+    """Change the rate; the velocity, rate * momentum buffer in torch, changes with it.
 
-    torch keeps the velocity without the rate (w := w - rate * buffer). Rescaling the buffers at a
-    switch keeps what the velocity was worth, as Eq. 4 does; left alone, torch would cut the
-    accumulated velocity by the same factor as the rate.
+    Eq. 4 keeps the velocity's size across a switch instead. Gradients clipped at a norm of 1 could
+    not turn a velocity ten times too large before the loss has risen (docs/choices.md).
     """
     for group in optimizer.param_groups:
-        if group["lr"] == rate:
-            continue
-        for parameter in group["params"]:
-            buffer = optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                buffer.mul_(group["lr"] / rate)
         group["lr"] = rate

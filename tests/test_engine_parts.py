@@ -15,7 +15,7 @@ from models.network import build_network
 from tests.conftest import composed
 
 
-def test_sgd_is_eq_4_also_across_a_switch_of_the_rate() -> None:
+def test_sgd_is_eq_4_and_a_switch_of_the_rate_scales_the_velocity() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 2)).double()
     layers.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(layers, composed("schedule.rates=[0.1]", "weight_decay=0.01"))
@@ -24,6 +24,8 @@ def test_sgd_is_eq_4_also_across_a_switch_of_the_rate() -> None:
     for step in range(8):
         rate = 0.1 if step < 4 else 0.01
         set_learning_rate(optimizer, rate)
+        if step == 4:
+            velocity = {name: value / 10 for name, value in velocity.items()}
         x = torch.randn(5, 3, 5, 5, dtype=torch.double)
         optimizer.zero_grad()
         layers(x).square().sum().backward()
