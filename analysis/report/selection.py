@@ -1,7 +1,7 @@
 """Which runs stand in a row of a table, and the numbers that they give."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -88,11 +88,11 @@ def _choose_ensemble(runs: Sequence[Run], edition: Edition) -> Chosen:
         and edition.includes(run)
         and any(set(result["checkpoints"]) == files for result in run.results.values())
     ]
-    unfinished = [
-        run
-        for run in runs
-        if (run.experiment, run.seed) in members and edition.includes(run) and not run.finished
+    trained = [
+        run for run in runs if (run.experiment, run.seed) in members and edition.includes(run)
     ]
+    own = [replace(run, hours=sum(member.hours for member in trained)) for run in own]
+    unfinished = [run for run in trained if not run.finished]
     if not own or not unfinished:
         return Chosen(own)
     return Chosen(own, f"{unfinished[0].name} has {unfinished[0].length}")
@@ -101,9 +101,11 @@ def _choose_ensemble(runs: Sequence[Run], edition: Edition) -> Chosen:
 def find_result(run: Run, test: Test) -> dict[str, Any] | None:
     """The result of exactly this test of the run's last checkpoint, if there is one.
 
-    best.pt is chosen by its error on the images that test it, so its results do not count.
+    best.pt is chosen by its error on the images that test it, so its results do not count. The file
+    that reproduce.py writes goes before others, which may be of another data set.
     """
-    for result in run.results.values():
+    own = f"result-{test.name}.json"
+    for _, result in sorted(run.results.items(), key=lambda item: item[0] != own):
         config = result["config"]
         scales = [row["scale"] for row in result["scales"]]
         is_plain = (
