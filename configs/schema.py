@@ -79,7 +79,10 @@ class DataConfig:
     """Data set, and its views in training and validation (Sec. 3)."""
 
     name: str = key(MISSING, "the data set's name")
-    root: str = free(MISSING, "folder with train/<class>/* and val/<class>/*, or the official tars")
+    root: str = free(
+        MISSING,
+        "folder with train/<class>/* and val/<class>/*, the official tars, or Kaggle's ILSVRC/",
+    )
     num_classes: int | None = key(
         None, "null: as many as folders in train/", least=1, effect=Effect.NONE
     )
