@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from analysis.report.paper import ENSEMBLE, SCALED_CROP, Test
+from analysis.report.paper import ENSEMBLE, ENSEMBLE_MEMBERS, SCALED_CROP, Test
 from common.errors import UserError
 from models.learned import Slopes
 
@@ -87,6 +87,8 @@ class Run:
     @property
     def length(self) -> str:
         """How far it is, for a person."""
+        if self.is_ensemble:
+            return f"{len(ENSEMBLE_MEMBERS)} models"
         if self.max_steps is not None and (self.scaled or self.max_steps <= self.steps):
             return f"{self.steps:,} steps"
         return f"{self.epochs_done} of {self.epochs} epochs"

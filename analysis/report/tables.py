@@ -181,7 +181,7 @@ def _error_cells(pair: Sequence[ErrorNumbers], tested: Tested, edition: Edition)
         " / ".join(f"{each.interval_low:.2f}–{each.interval_high:.2f}" for each in pair),
         f"{pair[0].images:,}",
         ", ".join(str(run.seed) for run in tested.runs),
-        tested.runs[0].length if tested.runs[0].epochs else BLANK,
+        tested.runs[0].length,
         hours_of(tested.runs),
         ", ".join(short(commit) for commit in tested.commits) or BLANK,
     ]
