@@ -1,7 +1,7 @@
 """Real programs without the seconds that importing torch takes: a process that forks itself.
 
-`python tests/forks.py` imports train.py, then for each line of JSON on its input forks a child that
-runs train.py as a person would have started it, in a process group of its own.
+`python tests/forks.py` imports train.py and eval.py, then for each line of JSON on its input forks
+a child that runs one of them as a person would have started it, in a process group of its own.
 """
 
 import importlib
@@ -11,11 +11,12 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,28 +24,41 @@ ROOT = Path(__file__).resolve().parents[1]
 class Forks:
     """One program at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, twin_of: "Forks | None" = None) -> None:
+        """twin_of: a server to fork this one from, for a program beside its own."""
         self.pid = 0
-        command = [sys.executable, str(Path(__file__).resolve())]
-        self.server = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.server = None
+        if twin_of is None:
+            command = [sys.executable, str(Path(__file__).resolve())]
+            self.server = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            self.requests, self.answers = self.server.stdin, self.server.stdout
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            pipes = [f"{folder}/requests", f"{folder}/answers"]
+            for pipe in pipes:
+                os.mkfifo(pipe)
+            twin_of._ask({"pipes": pipes})
+            self.requests, self.answers = open(pipes[0], "w"), open(pipes[1])  # noqa: SIM115
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        assert self.requests
+        self.requests.write(json.dumps(request) + "\n")
+        self.requests.flush()
 
     def _answer(self) -> int:
-        assert self.server.stdout
-        return int(self.server.stdout.readline())
+        assert self.answers
+        return int(self.answers.readline())
 
     def start(self, arguments: list[str], output: Path, slow: float = 0) -> int:
         """Start `python ARGUMENTS` with its output in a file; torch.save takes `slow` seconds more.
 
         Returns the process's number.
         """
-        assert self.server.stdin
         output.write_text("")
         self.output = output
-        request = {"arguments": arguments, "output": str(output), "slow": slow}
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
+        self._ask({"arguments": arguments, "output": str(output), "slow": slow})
         self.pid = self._answer()
         return self.pid
 
@@ -84,9 +98,10 @@ class Forks:
     def close(self) -> None:
         if self.pid:
             self.signal(signal.SIGKILL)
-        assert self.server.stdin
-        self.server.stdin.close()
-        self.server.wait()
+        for pipe in filter(None, (self.requests, self.answers)):
+            pipe.close()
+        if self.server:
+            self.server.wait()
 
 
 def _become(request: dict[str, Any]) -> None:
@@ -112,20 +127,39 @@ def _become(request: dict[str, Any]) -> None:
 def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path.insert(0, str(ROOT))
-    for name in ("train", "data.dali", "nvidia.dali.fn", "torchvision.utils", "torch._dynamo"):
+    for name in (
+        "train",
+        "eval",
+        "scipy.stats",
+        "data.dali",
+        "nvidia.dali.fn",
+        "torchvision.utils",
+        "torch._dynamo",
+    ):
         importlib.import_module(name)  # also what is otherwise imported when it is needed
 
-    for line in sys.stdin:
+    _answer_all(sys.stdin, sys.stdout)
+
+
+def _answer_all(requests: IO[str], answers: IO[str]) -> None:
+    for line in requests:
+        request = json.loads(line)
         pid = os.fork()
+        if pid == 0 and "pipes" in request:
+            with open(request["pipes"][0]) as requests, open(request["pipes"][1], "w") as answers:
+                _answer_all(requests, answers)
+            os._exit(0)
+        if "pipes" in request:
+            continue
         if pid == 0:
             os.setpgid(0, 0)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            _become(json.loads(line))
+            _become(request)
             sys.exit()
         with suppress(PermissionError):  # the child was faster
             os.setpgid(pid, pid)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print(pid, file=answers, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 
 
 if __name__ == "__main__":
