@@ -4,7 +4,6 @@ The same command again resumes. `python train.py --help` explains the keys.
 """
 
 import os
-import re
 import shlex
 import sys
 from functools import partial
@@ -107,10 +106,8 @@ def build(config: TrainConfig, world: World) -> Trainer:
 
 def evaluation_command(config: TrainConfig) -> str:
     """The command that tests the run's last weights, as a shell takes it."""
-    path = str(config.folder / "checkpoints" / "last.pt")
-    if not re.fullmatch(r"[\w./-]+", path, re.ASCII):  # else Hydra's own quotes
-        path = '"' + path.replace('"', r"\"") + '"'
-    words = [os.path.relpath(Path(__file__).with_name("eval.py")), f"checkpoint={path}"]
+    program = os.path.relpath(Path(__file__).with_name("eval.py"))
+    words = [program, f"checkpoint={config.folder / 'checkpoints' / 'last.pt'}"]
     words.append("views=dense")
     words += [f"loader={config.loader.name}"] * (config.loader.name != "dali")
     words += [f"device={config.device}"] * (config.device != "auto")

@@ -15,6 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.files import read_json_lines
+from configs.schema import EvalConfig
+from configs.store import as_typed
 from tests.conftest import ROOT, TIMES, checkpoint, composed, metrics, run_program
 from train import evaluation_command
 
@@ -187,7 +189,7 @@ def test_the_command_of_the_test_survives_a_shell_and_hydra(tmp_path: Path) -> N
     config = composed("model=small14", f"runs={tmp_path}", "loader=torchvision")
     config.name = name
     words = shlex.split(evaluation_command(config))
-    test = composed(*words[2:], program="eval")
+    test = composed(*as_typed(words[2:], EvalConfig), program="eval")
     assert test.checkpoint == str(tmp_path / name / "checkpoints" / "last.pt")
     assert test.loader.name == "torchvision"
 
