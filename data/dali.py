@@ -86,7 +86,7 @@ def _prepare(
     return _Input(np.frombuffer(data, np.uint8), start, end, shown.inside(start))
 
 
-class _Feeder:
+class Feeder:
     """Reads files ahead and hands batches to a pipeline; knows which are inside it."""
 
     def __init__(
@@ -188,7 +188,7 @@ def _arrays(inputs: list[_Input], draws: Draws) -> dict[str, Any]:
     }
 
 
-def _pipeline(feeder: _Feeder, config: LoaderConfig, *, gpu: bool, resize: bool) -> Pipeline:
+def build_pipeline(feeder: Feeder, config: LoaderConfig, *, gpu: bool, resize: bool) -> Pipeline:
     """The DALI graph: uint8 [h, w, 3] for each image, its region or, with `resize`, its view."""
     max_size, names = feeder.next_size(), ["file"]
     if config.decode == "region":
@@ -288,7 +288,7 @@ class _Resizing:
 
 
 def _run(
-    feeder: _Feeder,
+    feeder: Feeder,
     config: LoaderConfig,
     *,
     crop: int | None,
@@ -296,7 +296,7 @@ def _run(
     pool: ThreadPoolExecutor,
 ) -> Generator[Decoded]:
     """The next batches, as long as one pipeline can deliver them."""
-    pipeline = _pipeline(feeder, config, gpu=gpu, resize=gpu)
+    pipeline = build_pipeline(feeder, config, gpu=gpu, resize=gpu)
     resizing: deque[_Resizing] = deque()
     while True:
         stream = torch.cuda.current_stream() if gpu else None
@@ -344,7 +344,7 @@ def decode_batches(
         initializer=torch.set_num_threads,
         initargs=(1,),
     )
-    feeder = _Feeder(
+    feeder = Feeder(
         index,
         draws,
         readers,

@@ -37,7 +37,7 @@ from tests.pictures import (
     write_index,
 )
 
-WAYS = ["plain_dali", "plain_torchvision", "decode_bound"]
+WAYS = ["whole_images", "plain_dali", "plain_torchvision", "region_bound", "decode_bound"]
 # Height and width: ordinary, portrait, odd, extreme aspect ratios, far too large, far too small.
 SIZES = [(375, 500), (500, 333), (301, 257), (97, 1031), (900, 64), (1201, 1600), (61, 83), (9, 7)]
 
@@ -124,9 +124,9 @@ def test_a_pipeline_that_resizes_as_on_a_gpu_sees_the_same(exact, make_index, mo
     files = [jpeg(*size, seed) for seed, size in enumerate(SIZES)]
     index, draws = make_index(files), many_views(len(SIZES))
     ours = [batch.images for batch in read("dali", index, draws, exact=exact)]
-    build = dali._pipeline
+    build = dali.build_pipeline
     monkeypatch.setattr(
-        dali, "_pipeline", lambda *args, gpu, resize: build(*args, gpu=gpu, resize=True)
+        dali, "build_pipeline", lambda *args, gpu, resize: build(*args, gpu=gpu, resize=True)
     )
     monkeypatch.setattr(dali, "render", lambda image, view, flip: image)
     for images, batch in zip(ours, read("dali", index, draws, exact=exact), strict=True):
@@ -154,7 +154,7 @@ def test_decoding_a_region_gives_the_pixels_of_decoding_everything(subsampling, 
 def test_failures_that_are_not_the_files_are_told_once_and_end_the_run(make_index, monkeypatch):
     """Out of memory, say: not every batch by Pillow for the rest of the training."""
     index = make_index([jpeg(90, 80, seed) for seed in range(4)])
-    build, seen, events = dali._pipeline, [], list[str]()
+    build, seen, events = dali.build_pipeline, [], list[str]()
 
     def by_pillow_only(feeder, config, **how):
         pipeline = build(feeder, config, **how)
@@ -169,7 +169,7 @@ def test_failures_that_are_not_the_files_are_told_once_and_end_the_run(make_inde
         pipeline.run = failing
         return pipeline
 
-    monkeypatch.setattr(dali, "_pipeline", by_pillow_only)
+    monkeypatch.setattr(dali, "build_pipeline", by_pillow_only)
     draws = centre_batches(np.arange(400) % 4, 64, 4)
     batches = read("dali", index, draws, crop=56, on_event=events.append)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -284,6 +284,7 @@ def test_benchmark_measures_every_way(make_index):
     rows = json.loads(done.stdout)["rows"]
     assert [row["path"] for row in rows] == [*LOADERS, *WAYS]
     assert all(row["images_per_second"] > 0 for row in rows)
+    assert [row["path"] for row in rows if row["cpu_ms"] is None] == [LOADERS[1], WAYS[2]]
 
 
 def test_unknown_loader(make_index):
