@@ -1,10 +1,7 @@
 """The real reproduce.py: what it plans, runs, reuses, and does when something fails."""
 
-import json
 import os
 import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -50,46 +47,6 @@ def test_dry_run_of_all_lists_every_run_and_does_nothing(
     assert any(line.startswith(told) for line in lines)
     assert re.search(r"No throughput measured for B, B\+3, B\+6, B\+9, C, small30:", out)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_scaled_table_end_to_end(small: Path, tmp_path: Path) -> None:
-    runs, results = tmp_path / "runs", tmp_path / "results"
-    asked = [PROGRAM, "table4", "--scaled", f"--data={small}", "--steps=2", "--seeds", "0"]
-    asked += [*places(tmp_path), "--", "log_every=1"]
-    planned = run_program(*asked[:2], "--dry-run", *asked[2:]).stdout
-    commands = [line for line in planned.splitlines() if line.startswith("python ")]
-    assert [shlex.split(line)[1] for line in commands] == ["train.py", "eval.py"] * 2
-    # What is printed works as typed, and is not done again.
-    run_program(*shlex.split(commands[0])[1:])
-    relu, prelu = (runs / f"scaled-a-{act}-folder-seed0" for act in ("relu", "prelu"))
-    trained = (relu / "checkpoints" / "last.pt").stat().st_mtime_ns
-    # The other run's folder belongs to another run: it is refused, and its test with it.
-    shutil.copytree(relu, prelu)
-    done = run_program(*asked, check=False)
-    assert done.returncode == 1
-    assert "is of a run with another configuration" in done.stderr
-    assert f"failed (exit status 1): {commands[2]}" in done.stderr
-    assert f"failed (not started: what it needs has failed): {commands[3]}" in done.stderr
-    assert "2 commands failed" in done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
-        f"== {relu.name}: train.py is done",
-        f"== {commands[1]}",
-        f"== {commands[2]}",
-    ]
-    assert (relu / "checkpoints" / "last.pt").stat().st_mtime_ns == trained
-    result = json.loads((relu / "result-dense.json").read_text())
-    table = (results / "table4-scaled-folder.md").read_text()
-    assert f"{result['combined']['top1_error']:.2f} / " in table
-    assert "| 137 | PReLU | 24.83 / 7.39 | not run |" in table
-    # With the obstacle gone, the same command does only what is missing.
-    shutil.rmtree(prelu)
-    again = run_program(*asked).stdout
-    lines = [line for line in again.splitlines() if line.startswith("== ")]
-    assert lines[1:] == [f"== {relu.name}: eval.py is done", *(f"== {c}" for c in commands[2:])]
-    assert "not run" not in (results / "table4-scaled-folder.md").read_text()
-    session = json.loads((prelu / "sessions.jsonl").read_text().splitlines()[0])
-    assert session["command"] == commands[2].replace(str(small), "DATA")
-    assert session["status"] == 0
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(small: Path, tmp_path: Path) -> None:
