@@ -36,8 +36,12 @@ def compose_config(overrides: Sequence[str], kind: type[T], program: str = "trai
     """The configuration of `python PROGRAM.py OVERRIDES`; raises UserError if it is refused."""
     register()
     folder = str(Path(__file__).parent)
-    with refusing(HydraException), initialize_config_dir(folder, version_base="1.3"):
-        raw = compose(program, as_typed(overrides, kind))
+    try:
+        with initialize_config_dir(folder, version_base="1.3"):
+            raw = compose(program, as_typed(overrides, kind))
+    except HydraException as error:  # some have several lines, and end with folders of no interest
+        parts = str(error).partition("Config search path:")[0].strip().split("\n\n")
+        raise UserError("; ".join(" ".join(part.split()) for part in parts)) from error
     return to_config(raw, kind)
 
 
@@ -50,11 +54,7 @@ def refuse_early(kind: type[T], check: Callable[[T], None], program: str) -> Non
     if any(argument.startswith("-") for argument in arguments):
         return
     with one_sentence():
-        try:
-            config = compose_config(arguments, kind, program)
-        except UserError as error:  # Hydra's messages have several lines
-            raise UserError(" ".join(str(error).split())) from error
-        check(config)
+        check(compose_config(arguments, kind, program))
 
 
 def as_typed(arguments: Sequence[str], kind: type) -> list[str]:

@@ -52,6 +52,8 @@ speed() { # of the training step
                     --precision "$precision" --batch "$batch" "${bench[@]}"
                 benchmark "train-$model-$precision-$batch-compiled" train --model "$model" \
                     --precision "$precision" --batch "$batch" --compile "${bench[@]}"
+                benchmark "train-$model-$precision-$batch-triton" train --model "$model" \
+                    --precision "$precision" --batch "$batch" --kernel triton "${bench[@]}"
             done
         done
     done

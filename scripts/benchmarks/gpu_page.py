@@ -35,8 +35,8 @@ def benchmarks(folder: Path) -> Iterator[str]:
     for kind in ("train", "dense", "data"):
         rows: list[dict[str, object]] = []
         for path in sorted(folder.glob(f"{kind}*.json")):
-            compiled = {"compiled": "yes" if path.stem.endswith("-compiled") else ""}
-            extra = compiled if kind == "train" else {}
+            way = path.stem.rpartition("-")[2]  # of a training step: compiled, triton, or a size
+            extra = {"ours": way if not way.isdigit() else "eager"} if kind == "train" else {}
             rows += [row | extra for row in json.loads(path.read_text())["rows"]]
         if rows:
             cells = [[str(value) for value in row.values()] for row in rows]

@@ -61,19 +61,22 @@ class TrainBenchmark(NetworkBenchmark):
     batch: int = option(16, "images a step")
     steps: int = option(3, "steps timed in a round")
     compile: bool = option(False, "ours with torch.compile", action="store_true")
+    kernel: str = option("eager", "act.kernel of ours", choices=("eager", "triton"))
 
     def measure(self) -> list[TrainRow]:
         """One row for each path. Raises UserError for a precision that the device cannot do."""
         precision = set_precision(self.precision, torch.device(self.device))
-        config = compose_config([f"model={self.model}", f"compile={self.compile}"], TrainConfig)
+        ours = [f"compile={self.compile}", f"act.kernel={self.kernel}"]
+        config = compose_config([f"model={self.model}", *ours], TrainConfig)
+        plain = compose_config([f"model={self.model}", "act.kernel=eager"], TrainConfig)
         network = describe(config.model, config.act, config.init, NUM_CLASSES, self.crop)
         peak = _matmul_rate(precision)
         step = training_step(config, precision, self.batch)
         batch = random_batch(self.batch, self.crop, self.device)
         steps: dict[str, Callable[[], object]] = {
             "ours": partial(step, batch),
-            "plain_nchw": self._plain(config, precision, torch.contiguous_format),
-            "plain_channels_last": self._plain(config, precision, torch.channels_last),
+            "plain_nchw": self._plain(plain, precision, torch.contiguous_format),
+            "plain_channels_last": self._plain(plain, precision, torch.channels_last),
         }
         runs = {path: partial(seconds_of, run, self.steps) for path, run in steps.items()}
         time_in_turns(runs, rounds=1)  # warm-up
