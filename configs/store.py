@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, one_sentence, refusing
 from configs.keys import Effect, keys_of
@@ -39,10 +39,20 @@ def compose_config(overrides: Sequence[str], kind: type[T], program: str = "trai
     try:
         with initialize_config_dir(folder, version_base="1.3"):
             raw = compose(program, as_typed(overrides, kind))
-    except HydraException as error:  # some have several lines, and end with folders of no interest
-        parts = str(error).partition("Config search path:")[0].strip().split("\n\n")
-        raise UserError("; ".join(" ".join(part.split()) for part in parts)) from error
+    except HydraException as error:
+        raise UserError(_sentence(error, program)) from error
     return to_config(raw, kind)
+
+
+def _sentence(error: HydraException, program: str) -> str:
+    """Why Hydra refuses a command line, without its line breaks and the folders it has searched."""
+    cause = error.__cause__
+    if isinstance(cause, ConfigAttributeError):
+        return f"there is no key {cause.full_key}: `python {program}.py --help` lists all"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{error}: {str(cause).splitlines()[0]}"
+    parts = str(error).partition("Config search path:")[0].strip().split("\n\n")
+    return "; ".join(" ".join(part.split()) for part in parts)
 
 
 def refuse_early(kind: type[T], check: Callable[[T], None], program: str) -> None:
