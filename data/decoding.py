@@ -118,16 +118,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def render(image: Tensor, view: View, flip: bool) -> Tensor:
     """A view of a decoded image: uint8 RGB [h, w, 3] -> [*view.shape, 3].
 
-    Pillow's bilinear filter, as torch computes it, which takes a fifth of the time. Of a hundred
-    million values of resized photographs 0.17 % differ by one from Pillow's, and 84 by two.
+    By Pillow's bilinear filter. In training torch computes it, in a fifth of Pillow's time: of a
+    hundred million values of resized photographs 0.17 % differ by one from Pillow's, 84 by two.
     """
     (top, left), (bottom, right) = view.start, view.end
     (row, column), (height, width) = view.window, view.shape
-    # Channels last in memory, or torch takes a slower way.
-    source = image[top:bottom, left:right][None].permute(0, 3, 1, 2)
-    resized = interpolate(source, size=view.size, mode="bilinear", antialias=True)
-    shown = resized[:, :, row : row + height, column : column + width]
-    return (shown.flip(3) if flip else shown)[0].permute(1, 2, 0)
+    source = image[top:bottom, left:right]
+    if view.exact:
+        whole = Image.fromarray(source.numpy()).resize(view.size[::-1], Image.Resampling.BILINEAR)
+        resized = torch.from_numpy(np.array(whole))
+    else:  # channels last in memory, or torch takes a slower way
+        planes = source[None].permute(0, 3, 1, 2)
+        planes = interpolate(planes, size=view.size, mode="bilinear", antialias=True)
+        resized = planes[0].permute(1, 2, 0)
+    shown = resized[row : row + height, column : column + width]
+    return shown.flip(1) if flip else shown
 
 
 def _decode_pixels(data: bytes) -> Tensor:

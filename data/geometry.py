@@ -22,6 +22,7 @@ class View:
     size: Place  # height, width that the rectangle is resized to
     window: Place  # first row and column shown
     shape: Place  # height, width of what is shown
+    exact: bool = False  # resized by Pillow itself, as validation and tests want
 
     def inside(self, start: Place) -> "View":
         """The same view of a part of the source that begins at `start`."""
@@ -55,14 +56,14 @@ def view(
     """
     rows, columns = resized_size(height, width, scale)
     if crop is None:
-        return View((0, 0), (height, width), (rows, columns), (0, 0), (rows, columns))
+        return View((0, 0), (height, width), (rows, columns), (0, 0), (rows, columns), exact=True)
     if scale < crop:
         raise ValueError(f"a crop of {crop} pixels from an image resized to {scale}")
     top = crop_offset(int(position[0]), rows, crop)
     left = crop_offset(int(position[1]), columns, crop)
     shape = (crop, crop)
     if exact or scale > _LARGEST_ENLARGEMENT * min(height, width):
-        return View((0, 0), (height, width), (rows, columns), (top, left), shape)
+        return View((0, 0), (height, width), (rows, columns), (top, left), shape, exact)
     return View(
         (_nearest(top * height, rows), _nearest(left * width, columns)),
         (_nearest((top + crop) * height, rows), _nearest((left + crop) * width, columns)),
