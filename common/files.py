@@ -44,10 +44,12 @@ def write_atomically(
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        # torch's RuntimeError speaks of positions in the file; what it met is its context.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
-            f"could not write {path} ({error}); what was there before is kept"
+            f"could not write {path} ({reason(cause)}); what was there before is kept"
         ) from error
 
 
