@@ -108,9 +108,14 @@ def test_odd_images_of_a_set(tmp_path: Path) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    below = [int(child) for child in path.read_text().split()]
-    return below + [deeper for child in below for deeper in descendants(child)]
+    """Processes of multiprocessing below this one; others end while we look."""
+    try:
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in below}
+    except OSError:
+        return []
+    own = [child for child, line in lines.items() if b"multiprocessing" in line]
+    return own + [deeper for child in own for deeper in descendants(child)]
 
 
 def running(pid: int) -> bool:

@@ -35,7 +35,8 @@ def assert_same_course(folder: Path, one: Path) -> None:
         place = ("kind", "step", "epoch")
         assert [line.get(key) for key in place] == [other.get(key) for key in place]
         if line["kind"] == "gradients":
-            assert line["norms"] == pytest.approx(other["norms"], rel=1e-2), line["step"]
+            # Coarser: rounding may move the maximum of a pool, and with it a piece of gradient.
+            assert line["norms"] == pytest.approx(other["norms"], rel=5e-2), line["step"]
         elif line["kind"] == "train":
             assert line["loss"] == pytest.approx(other["loss"], rel=1e-4), line["step"]
         elif line["kind"] == "slopes":

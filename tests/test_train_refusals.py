@@ -118,7 +118,7 @@ def test_bad_input_gets_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train.py", "model=nope"], "error: In 'train': Could not find 'model/nope' Available"),
+        (["train.py", "model=nope"], "error: In 'train': Could not find 'model/nope'; Available"),
         (["train.py", "epochs=0"], "error: epochs=0 must be at least 1"),
         (["eval.py"], "error: checkpoint must be given"),
         (["scripts/describe.py", "model=nope"], "error: In 'train': Could not find 'model/nope'"),
