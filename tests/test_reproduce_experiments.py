@@ -70,7 +70,7 @@ def test_table_4_differs_in_the_activation_alone(configs: dict[str, TrainConfig]
     for pair in (("a-relu", "a-prelu"), ("scaled-a-relu", "scaled-a-prelu")):
         relu, prelu = (to_dict(configs[name]) for name in pair)
         keys = {line.partition(":")[0] for line in differences(relu, prelu)}
-        assert keys == {"experiment", "name", "act.name", "act.slope", "act.learned"}
+        assert keys == {"experiment", "act.name", "act.slope", "act.learned"}
     assert configs["a-relu"].schedule.rule == "fixed"
 
 
@@ -78,7 +78,7 @@ def test_curves_differ_in_the_initialisation_alone(configs: dict[str, TrainConfi
     for figure in ("fig2", "fig3", "scaled-fig2", "scaled-fig3"):
         he, xavier = (to_dict(configs[f"{figure}-{init}"]) for init in ("he", "xavier"))
         keys = {line.partition(":")[0] for line in differences(he, xavier)}
-        assert keys == {"experiment", "name", "init.name", "init.rule"}
+        assert keys == {"experiment", "init.name", "init.rule"}
         assert configs[f"{figure}-he"].act.name == "relu"
 
 
