@@ -35,10 +35,7 @@ print("found", *found["found"], "waited" if len(shown) > 3 else "at once", flush
 """
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "rectifiers"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def start(source: Path, seconds: float, value: int) -> "subprocess.Popen[str]":

@@ -16,11 +16,7 @@ from evaluation.pictures import open_pictures
 from tests.conftest import composed
 from tests.tars import DEVKIT, TRAIN, nested, write_official
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "rectifiers"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -14,12 +14,7 @@ from data.sources import folders
 from data.sources.imagenet import NUM_IMAGES
 from data.sources.index import ImageIndex, check_dataset, scan_folder
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "rectifiers"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -18,12 +18,7 @@ from tests.conftest import TINY, metrics, run_program
 from tests.pictures import LOADERS
 from tests.tars import TEST, TRAIN, VAL, Official, age, nested, tar_of, unpack, write_official
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "rectifiers"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

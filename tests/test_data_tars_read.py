@@ -26,10 +26,7 @@ from scripts.benchmarks.data import class_folders
 from tests.pictures import LOADERS
 from tests.tars import TRAIN, VAL, Official, write_official
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -14,10 +14,7 @@ from data.prepare.release import ILSVRC2012, Release
 from tests.preparing import checked, refused, release_of, tree, wrong
 from tests.tars import DEVKIT, TEST, TRAIN, VAL, Official, nested, tar_of, unpack, write_official
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -22,10 +22,7 @@ from tests.conftest import ROOT
 from tests.preparing import PROGRAM, checked, prepare, refused, release_of, tree
 from tests.tars import TRAIN, VAL, Official, age, nested, tar_of, unpack, write_official
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -11,10 +11,7 @@ from data.sources.index import scan_folder
 from tests.preparing import prepare, refused, tree
 from tests.tars import Official, unpack, write_official
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
