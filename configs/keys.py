@@ -1,7 +1,7 @@
 """What the schema says of a key besides its type: help, choices, and who may change it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -48,12 +48,15 @@ free = partial(key, resumable=True)  # changes no result: any session of a run m
 noted = partial(key, effect=Effect.NOTED)
 
 
-def keys_of(kind: type, prefix: str = "") -> dict[str, Key]:
-    """All keys of a configuration class by their dotted names, in the schema's order."""
-    keys: dict[str, Key] = {}
+def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """All keys' dotted names and fields of a configuration class, in the schema's order."""
     for each in fields(kind):
         if isinstance(each.type, type) and is_dataclass(each.type):
-            keys |= keys_of(each.type, f"{prefix}{each.name}.")
+            yield from fields_of(each.type, f"{prefix}{each.name}.")
         else:
-            keys[prefix + each.name] = each.metadata["key"]
-    return keys
+            yield prefix + each.name, each
+
+
+def keys_of(kind: type) -> dict[str, Key]:
+    """All keys of a configuration class by their dotted names, in the schema's order."""
+    return {name: each.metadata["key"] for name, each in fields_of(kind)}

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, MissingMandatoryValue, OmegaConfBaseException
 
 from common.errors import UserError, one_sentence, refusing
-from configs.keys import Effect, keys_of
+from configs.keys import Effect, fields_of, keys_of
 from configs.schema import EvalConfig, TrainConfig
 
 T = TypeVar("T")
@@ -89,16 +89,13 @@ def as_typed(arguments: Sequence[str], kind: type) -> list[str]:
     return quoted
 
 
-def _text_keys(kind: type, prefix: str = "") -> dict[str, bool]:
+def _text_keys(kind: type) -> dict[str, bool]:
     """The keys whose values are text, and whether they may be null."""
-    keys: dict[str, bool] = {}
-    for each in fields(kind):
-        name = prefix + each.name
-        if isinstance(each.type, type) and is_dataclass(each.type):
-            keys |= _text_keys(each.type, f"{name}.")
-        elif each.type in (str, str | None) or name in _FILES:
-            keys[name] = each.type is not str
-    return keys
+    return {
+        name: each.type is not str
+        for name, each in fields_of(kind)
+        if each.type in (str, str | None) or name in _FILES
+    }
 
 
 def _quote_items(value: str) -> str:

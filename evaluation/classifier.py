@@ -45,9 +45,8 @@ class Classifier(nn.Module):
         return torch.cat(features, dim=1)
 
 
-def restore_network(state: dict[str, Any]) -> Network:
-    """The network of a checkpoint's content, on the CPU; takes the weights out of `state`."""
-    run = from_dict(state["config"], TrainConfig)
+def restore_network(state: dict[str, Any], run: TrainConfig) -> Network:
+    """The network of a run's checkpoint, on the CPU; takes the weights out of `state`."""
     network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
     network.load_state_dict(state.pop("network"))  # frees a large model's second copy
     return network
@@ -61,7 +60,7 @@ def load_classifier(checkpoint: Path) -> Classifier:
     state = load_checkpoint(checkpoint)
     run = from_dict(state["config"], TrainConfig)
     return Classifier(
-        restore_network(state),
+        restore_network(state, run),
         state["mean"],
         name=run.model.name,
         crop=run.data.crop,

@@ -142,7 +142,7 @@ def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Sco
     name = config.precision or run.precision
     precision = set_precision(name, world.device, fixed_shapes=False)
     return Scorer(
-        network=restore_network(state).to(world.device).to(memory_format=torch.channels_last),
+        network=restore_network(state, run).to(world.device).to(memory_format=torch.channels_last),
         mean=state["mean"].to(world.device),
         precision=precision,
         crop=run.data.crop,

@@ -28,10 +28,16 @@ def slopes_of(values: Tensor) -> Slopes:
     return Slopes(float(slopes.mean()), quantiles, len(slopes))
 
 
+def layer_before(rectifier: str) -> str:
+    """The weight layer of a rectifier's module, as Table 1 names it: conv2_1, fc1."""
+    name = rectifier.rsplit(".", 1)[-1]
+    return name.replace("rect", "conv" if "trunk" in rectifier else "fc")
+
+
 def slopes_by_layer(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The slopes among a network's parameters, by the names of Table 1: conv1, conv2_1, fc1."""
     return {
-        name.split(".")[-2].replace("rect", "conv" if "trunk" in name else "fc"): values.detach()
+        layer_before(name.removesuffix(".slopes")): values.detach()
         for name, values in parameters.items()
         if name.endswith(".slopes")
     }

@@ -19,6 +19,7 @@ from engine.optim import build_optimizer, set_learning_rate
 from engine.parallel import open_parallel
 from engine.precision import set_precision
 from engine.step import StepResult, TrainingStep
+from models.learned import layer_before
 from models.network import Network, build_network
 
 _LOST = 100.0  # a loss above it does not come back
@@ -158,8 +159,7 @@ class _NetworkProbe:
                 assert isinstance(module.weight, nn.Parameter)
                 self.weights[name] = module.weight
             if name.startswith("rect") or name == "fc3":
-                layer = name.replace("rect", "conv" if path.startswith("trunk") else "fc")
-                module.register_forward_hook(partial(self._hook, layer))
+                module.register_forward_hook(partial(self._hook, layer_before(path)))
 
     def _hook(self, layer: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         if self.is_on:
