@@ -199,6 +199,7 @@ def test_eval_on_a_whole_node_writes_the_result(
     cluster: Cluster, submit: Submit, undisturbed: Path, tmp_path: Path
 ) -> None:
     best, out = undisturbed / "checkpoints" / "best.pt", tmp_path / "a folder" / "result.json"
+    out.parent.mkdir()
     arguments = [f"checkpoint={best}", "views=ten", "scales=[73,96]", "device=cpu"]
     job = submit("eval.sbatch", *arguments, f"out={out}", options=[])
     run_program("eval.py", *arguments, f"out={tmp_path}/alone.json")
