@@ -138,11 +138,6 @@ def time_in_turns(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict
     return {path: Timing([result[path] for result in results]) for path in paths}
 
 
-def fastest(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The seconds of each path in its best of `rounds` rounds: other programs only slow it down."""
-    return {path: min(each.seconds) for path, each in time_in_turns(paths, rounds).items()}
-
-
 def rounded(number: float, digits: int) -> float:
     """Rounded to significant digits."""
     return float(f"{number:.{digits}g}")

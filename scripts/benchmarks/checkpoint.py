@@ -12,7 +12,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from configs.schema import TrainConfig
 from configs.store import compose_config
 from data.loading import Batch, OnEvent
 from data.sources.index import Dataset, ImageIndex
+from engine.checkpoint import State
 from engine.distributed import World
 from engine.parallel import open_parallel
 from engine.precision import set_precision
@@ -163,7 +164,7 @@ class _TimedRun(Trainer):
         super().save(name, ends)
         self.held = time.perf_counter() - self.began
 
-    def write(self, name: str, ends: int | None, state: dict[str, Any]) -> None:
+    def write(self, name: str, ends: int | None, state: State) -> None:
         super().write(name, ends, state)
         self.on_disk = time.perf_counter() - self.began
 

@@ -3,10 +3,11 @@
 All yield the training crops of Sec. 3: shorter side uniform in [256, 512], a random 224 x 224 crop,
 half of them flipped. After the first pass files are in the page cache: decoding is measured, not
 the disk. CPU time, which other programs disturb less than speed, tells the parts of our DALI
-loader: region_bound reads and decodes, and what `dali` takes more is resizing.
+loader: region_bound prepares and decodes, and `dali` also resizes.
 """
 
 import io
+import itertools
 import multiprocessing
 import tempfile
 import time
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,10 +27,12 @@ from PIL import Image
 from common.errors import UserError
 from common.machine import num_cpus
 from configs.schema import LoaderConfig
+from data.decoding import decode_rgb, plain_jpeg_size, render
 from data.draws import training_batches
+from data.geometry import View, view
 from data.loading import load, load_whole
 from data.sources.index import ImageIndex, scan_folder
-from scripts.benchmarks.benchmark import Benchmark, Row, fastest, now, option
+from scripts.benchmarks.benchmark import Benchmark, Row, now, option, rounded, time_in_turns
 
 CROP, LOW, HIGH, BATCH = 224, 256, 512, 64
 _FROM_TARS = 1000  # images taken out of tars
@@ -39,8 +43,10 @@ _WARM_UP = 3  # batches before timing starts: processes start, queues and the pa
 class DataRow(Row):
     """The speed of one way to load training crops."""
 
-    images_per_second: float
-    cpu_ms: float | None  # CPU time an image, milliseconds; None: other processes take it
+    images_per_second: float  # median of the rounds
+    spread: float  # from the slowest to the fastest round, relative to the median
+    of_bound: float  # speed relative to region_bound's, median of the rounds
+    cpu_ms: float | None  # CPU time an image, median, milliseconds; None: other processes take it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,8 @@ class DataBenchmark(Benchmark):
         "plain_torchvision": "ImageFolder, transforms, DataLoader",
         "region_bound": "DALI: decoding the regions of ours, nothing else",
         "decode_bound": "DALI: decoding whole images, nothing else",
+        "prepare": "ours, one thread: reads a file and its header, computes the view",
+        "resize": "ours, one thread: resizes and flips a decoded region",
     }
 
     root: Path | None = option(None, "a data set; none: a generated one", type=Path)
@@ -81,9 +89,11 @@ class DataBenchmark(Benchmark):
                 "plain_torchvision": lambda: self._run_torchvision(folder),
                 "region_bound": lambda: self._decode_regions(index),
                 "decode_bound": lambda: self._run_dali(folder, decode_only=True),
+                "prepare": lambda: self._prepare(index),
+                "resize": lambda: self._resize(index),
             }
             cpu_ms: dict[str, list[float]] = {path: [] for path in batches}
-            seconds = fastest(
+            timings = time_in_turns(
                 {
                     path: partial(self._seconds, open_, cpu_ms[path])
                     for path, open_ in batches.items()
@@ -94,10 +104,12 @@ class DataBenchmark(Benchmark):
         return [
             DataRow(
                 path,
-                round(1 / taken, 1),
-                None if path in in_processes else round(min(cpu_ms[path]), 3),
+                images_per_second=rounded(1 / timing.median, 4),
+                spread=timing.spread,
+                of_bound=timing.speed_over(timings["region_bound"]),
+                cpu_ms=None if path in in_processes else rounded(median(cpu_ms[path]), 3),
             )
-            for path, taken in seconds.items()
+            for path, timing in timings.items()
         ]
 
     def _seconds(self, open_batches: Callable[[], Iterator[int]], cpu_ms: list[float]) -> float:
@@ -153,6 +165,32 @@ class DataBenchmark(Benchmark):
             while True:
                 pipeline.run()
                 yield len(feeder.done().draws)
+
+    def _views(self, index: ImageIndex) -> Iterator[tuple[bytes, View, bool]]:
+        """The files that the loaders read, what of them is shown, and whether it is flipped."""
+        for draws in training_batches(0, 0, 2**31, BATCH, len(index), (LOW, HIGH)):
+            for row, image in enumerate(draws.indices):
+                data = index.read(int(image))
+                height, width = plain_jpeg_size(data) or decode_rgb(data).size[::-1]
+                scale, position = int(draws.scales[row]), draws.positions[row]
+                shown = view(height, width, scale=scale, position=position, crop=CROP, exact=False)
+                yield data, shown, bool(draws.flips[row])
+
+    def _prepare(self, index: ImageIndex) -> Iterator[int]:
+        for _ in self._views(index):
+            yield 1
+
+    def _resize(self, index: ImageIndex) -> Iterator[int]:
+        torch.set_num_threads(1)
+        regions = []
+        for data, shown, flip in itertools.islice(self._views(index), BATCH):
+            (top, left), (bottom, right) = shown.start, shown.end
+            pixels = np.asarray(decode_rgb(data))[top:bottom, left:right].copy()
+            regions.append((torch.from_numpy(pixels), shown.inside(shown.start), flip))
+        while True:
+            for region in regions:
+                render(*region)
+                yield 1
 
     def _run_dali(self, root: Path, *, decode_only: bool) -> Iterator[int]:
         """DALI as its own ImageNet examples use it."""
