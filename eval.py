@@ -119,18 +119,18 @@ def evaluate(config: EvalConfig, world: World) -> None:
 def write_results(
     config: EvalConfig, networks: dict[str, NetworkScores], subject: Subject, out: Path
 ) -> None:
-    """Print and write what came out; only then the shards are removed."""
+    """Write what came out, then remove the shards, and print it."""
     each = {name: network.predictions for name, network in networks.items()}
     combined = ensemble(each, config.weights)
     report = build_report(config, networks, combined, subject)
-    print(f"{', '.join(networks)}: views={config.views}")
-    print(report.text)
     if config.save_predictions:
         save_predictions(Path(config.save_predictions), combined)
     written = report.write(out, attachment_suffix(config.images, config.split))
     for network in networks.values():
         for shards in network.shards:
             shards.remove()
+    print(f"{', '.join(networks)}: views={config.views}")
+    print(report.text)
     print(f"written: {', '.join(map(str, written))}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.special import softmax
@@ -54,10 +55,11 @@ class NetworkScores:
 
 @dataclass(frozen=True)
 class OpenNetwork:
-    """A checkpoint that can be scored. Its weights are read again then: those of an ensemble's
-    networks are not in memory together."""
+    """A checkpoint that can be scored."""
 
     path: Path
+    weights: str  # their fingerprint
+    state: dict[str, Any] | None  # None: to be read again, so that no two are in memory together
     run: TrainConfig
     scales: list[int]
     root: str  # the data set
@@ -88,7 +90,18 @@ def open_network(
     index = open_images(config, root, state["classes"], on_progress)
     indices = subset(len(index), config.subset)
     images = hash_of_images(index, indices)
-    return OpenNetwork(path, run, scales, root, index, indices, images)
+    kept = {key: state[key] for key in ("classes", "mean", "network")}
+    return OpenNetwork(
+        path=path,
+        weights=fingerprint(path),
+        state=kept if len(config.checkpoints) == 1 else None,
+        run=run,
+        scales=scales,
+        root=root,
+        index=index,
+        indices=indices,
+        images=images,
+    )
 
 
 def score_network(
@@ -100,12 +113,11 @@ def score_network(
     """
     if isinstance(network, Predictions):
         return NetworkScores(network)
-    weights = fingerprint(network.path)
     scorer = _build_scorer(config, network, stop.world)
     index, indices = network.index, network.indices
     by_scale, all_shards = {}, []
     for scale in network.scales:
-        key = _shards_key(weights, config, scorer, images=network.images, scale=scale)
+        key = _shards_key(network, config, scorer, scale)
         shards = ScoreShards(folder / key, len(indices), len(index.classes))
         score_images(scorer, index, shards, indices=indices, scale=scale, config=config, stop=stop)
         if stop.agreed():
@@ -138,7 +150,11 @@ def open_images(
 
 
 def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Scorer:
-    run, state = network.run, load_checkpoint(network.path)
+    run, state = network.run, network.state
+    if state is None:
+        changed = f"{network.path} was replaced by another while the first networks were tested"
+        require(fingerprint(network.path) == network.weights, changed)
+        state = load_checkpoint(network.path)
     name = config.precision or run.precision
     precision = set_precision(name, world.device, fixed_shapes=False)
     return Scorer(
@@ -154,12 +170,11 @@ def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Sco
     )
 
 
-def _shards_key(
-    weights: str, config: EvalConfig, scorer: Scorer, *, images: str, scale: int
-) -> str:
+def _shards_key(network: OpenNetwork, config: EvalConfig, scorer: Scorer, scale: int) -> str:
     """The name of the folder of shards: it changes with all that the scores depend on."""
     how = [scorer.views, scorer.average, scorer.square, scorer.on_map, scorer.full_image_scale]
-    text = json.dumps([weights, images, scale, *how, scorer.precision.name, config.data.on_error])
+    more = [scorer.precision.name, config.data.on_error]
+    text = json.dumps([network.weights, network.images, scale, *how, *more])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

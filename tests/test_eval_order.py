@@ -3,12 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import evaluation.evaluate
 from common.errors import UserError
+from engine.checkpoint import load_checkpoint
 from engine.distributed import World
 from eval import evaluate
 from evaluation.score_shards import own_shards
@@ -51,6 +54,35 @@ def test_all_networks_are_opened_before_the_first_is_scored(
             "few.json",
             mixed.name,
         ]
+
+
+def test_only_an_ensembles_networks_are_read_again(
+    best: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[Path]()
+
+    def load(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return load_checkpoint(path)
+
+    monkeypatch.setattr(evaluation.evaluate, "load_checkpoint", load)
+    run(tmp_path / "one.json", f"checkpoint={best}", "subset=2")
+    assert read == [best]
+    last, other = undisturbed / "checkpoints" / "last.pt", tmp_path / "other.pt"
+    shutil.copy(last, other)
+    arguments = [f"checkpoint=[{best},{other}]", "subset=2"]
+    run(tmp_path / "two.json", *arguments)
+    assert read[1:] == [best, other, best, other]
+    read.clear()
+
+    def replacing(path: Path) -> dict[str, Any]:
+        if read == [best, other]:  # all are open, the first is read again
+            shutil.copy(best, other)
+        return load(path)
+
+    monkeypatch.setattr(evaluation.evaluate, "load_checkpoint", replacing)
+    with pytest.raises(UserError, match=r"other\.pt was replaced by another"):
+        run(tmp_path / "two.json", *arguments)
 
 
 def test_scores_of_others_stay(best: Path, tmp_path: Path) -> None:
