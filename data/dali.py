@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nvidia.dali import Pipeline, fn, types
+from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from common.errors import UserError
@@ -364,3 +365,4 @@ def decode_batches(
     finally:
         readers.shutdown(cancel_futures=True)
         resizers.shutdown(cancel_futures=True)
+        ReleaseUnusedMemory()  # DALI would keep it for its next pipeline, out of torch's reach

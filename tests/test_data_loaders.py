@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -176,6 +177,27 @@ def test_failures_that_are_not_the_files_are_told_once_and_end_the_run(make_inde
         seen.extend(batches)
     assert 0 < len(seen) < 20
     assert events == ["Pillow decoded a batch on which DALI failed (out of memory)"]
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_memory_is_released_once_the_pipeline_is_gone(close, make_index, monkeypatch):
+    """Before that nothing of it is unused."""
+    build, pipelines, left = dali.build_pipeline, [], []
+
+    def watched(*args, **how):
+        pipeline = build(*args, **how)
+        pipelines.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(dali, "build_pipeline", watched)
+    monkeypatch.setattr(dali, "ReleaseUnusedMemory", lambda: left.append(pipelines[0]()))
+    batches = read("dali", make_index([jpeg(90, 80)]), [some_draws([0], 96)] * 9, crop=64)
+    next(batches)
+    if close:
+        batches.close()
+    else:
+        list(batches)
+    assert left == [None]
 
 
 @pytest.mark.parametrize("name", LOADERS)
