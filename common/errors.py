@@ -1,6 +1,8 @@
 """Bad input: one readable sentence on stderr and a non-zero exit status."""
 
 import io
+import os
+import select
 import signal
 import sys
 import traceback
@@ -27,11 +29,29 @@ def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+def has_lost_reader() -> bool:
+    """Whether whoever read stdout or stderr has left, as `| head` does; from then on it is dropped.
+
+    The flush at the program's end would fail otherwise.
+    """
+    pipes = select.poll()
+    for number in (1, 2):
+        pipes.register(number, select.POLLERR)
+    lost = [number for number, event in pipes.poll(0) if event & select.POLLERR]
+    for number in lost:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+    return bool(lost)
+
+
 def tell(error: BaseException) -> int:
     """Print what ended the program, on stderr; returns its exit status.
 
-    A UserError is one sentence, Ctrl-C a word. Anything else is a bug and has a traceback.
+    A UserError is one sentence, Ctrl-C a word, a reader of its output that has left is nothing.
+    Anything else is a bug and has a traceback.
     """
+    if has_lost_reader() and isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
     if isinstance(error, UserError):
         print(f"{error.prefix}{error}", file=sys.stderr, flush=True)
         return error.status
@@ -48,14 +68,16 @@ def tell(error: BaseException) -> int:
 def one_sentence() -> Iterator[None]:
     """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
 
-    Ctrl-C ends it with a word. Any other exception is a bug and keeps its traceback. File names
-    that are not UTF-8 are printed escaped, on stdout as on stderr.
+    Ctrl-C ends it with a word, `| head` without one. Any other exception is a bug and keeps its
+    traceback. File names that are not UTF-8 are printed escaped, on stdout as on stderr.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
-    except (UserError, KeyboardInterrupt) as error:
+        if sys.stdout:  # None where it is closed
+            sys.stdout.flush()
+    except (UserError, KeyboardInterrupt, BrokenPipeError) as error:
         sys.exit(tell(error))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from common.errors import one_sentence
 from configs.keys import Key
 from configs.schema import EvalConfig, TrainConfig
 
@@ -95,7 +96,8 @@ def help_text(kind: type) -> str:
 def answer_help(kind: type) -> None:
     """Print the help and leave, if the command line asks for it."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(kind))
+        with one_sentence():
+            print(help_text(kind))
         sys.exit()
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from common.errors import refusing
+from common.errors import has_lost_reader, refusing
 from common.files import read_json_lines, write_atomically
 from engine.parallel import Parallel, gradients
 from models.learned import CONV1, filter_grid, slopes_by_layer, slopes_of
@@ -79,10 +80,19 @@ class Log:
             self.say(what)
 
     def say(self, text: str) -> None:
-        """Print a line, above the progress bar if there is one."""
-        if self.active:
+        """Print a line, above the progress bar if there is one.
+
+        Where nobody reads it any more, as after `| head`, the run is told to stop.
+        """
+        if not self.active:
+            return
+        try:
             self.bar.write(text)
             sys.stdout.flush()
+        except BrokenPipeError:
+            if not has_lost_reader():
+                raise
+            signal.raise_signal(signal.SIGTERM)
 
     def advance(self) -> None:
         """Move the progress bar on by a step."""

@@ -50,7 +50,7 @@ def main() -> None:
     with one_sentence():
         benchmark = BENCHMARKS[name](**options)
         rows = benchmark.measure()
-    print(benchmark.as_json(rows) if json else benchmark.as_table(rows))
+        print(benchmark.as_json(rows) if json else benchmark.as_table(rows))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ python scripts/describe.py model=C act=prelu [--json] [--processes 8] [--cost] [
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,33 +55,37 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cost", action="store_true", help="GPU hours of the training")
     options, overrides = parser.parse_known_args(arguments)
     with one_sentence(), refusing(ValueError):
-        config = compose_config(overrides, TrainConfig)
-        config.parallel = "hybrid"  # to check its requirements too
-        validate(config, options.processes)
+        print(description(options, overrides))
 
-        # Only now, since they load torch, which takes seconds.
-        from engine.hybrid import cost_table, costs
-        from models.describe import describe, table
 
-        num_classes = config.data.num_classes or 1000
-        network = describe(
-            config.model, config.act, config.init, num_classes=num_classes, crop=config.data.crop
-        )
+def description(options: argparse.Namespace, overrides: Sequence[str]) -> str:
+    """What the options ask for, of the network that train.py would build with these keys."""
+    config = compose_config(overrides, TrainConfig)
+    config.parallel = "hybrid"  # to check its requirements too
+    validate(config, options.processes)
+
+    # Only now, since they load torch, which takes seconds.
+    from engine.hybrid import cost_table, costs
+    from models.describe import describe, table
+
+    num_classes = config.data.num_classes or 1000
+    network = describe(
+        config.model, config.act, config.init, num_classes=num_classes, crop=config.data.crop
+    )
     processes = costs(network, options.processes, config.batch_size, config.precision)
     if options.json:
         values = {"model": config.model.name, "crop": config.data.crop, **asdict(network)}
         if options.processes > 1:
             values["parallel"] = [asdict(cost) for cost in processes]
-        print(json.dumps(values))
-        return
+        return json.dumps(values)
     names = f"model {config.model.name}, act {config.act.name}, init {config.init.name}"
-    print(f"{names}, one {config.data.crop} x {config.data.crop} image")
-    print(table(network))
+    lines = [f"{names}, one {config.data.crop} x {config.data.crop} image", table(network)]
     if options.cost:
-        print(cost(config, network))
+        lines.append(cost(config, network))
     if options.processes > 1:
-        print(f"{options.processes} processes, batch {config.batch_size}, {config.precision}:")
-        print(cost_table(processes))
+        how = f"{options.processes} processes, batch {config.batch_size}, {config.precision}:"
+        lines += [how, cost_table(processes)]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Programs whose output nobody reads any more, as after `| head`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, checkpoint
+
+# Prints until it fails, or once, less than its buffer holds: then only the last flush fails.
+PRINTING = """
+import sys
+from common.errors import UserError, one_sentence
+with one_sentence():
+    print("first", flush=True)
+    sys.stdin.read()
+    print("more" * int(sys.argv[1]))
+    if sys.argv[2]:
+        raise UserError(sys.argv[2])
+"""
+
+
+def without_reader(*arguments: str, both: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a program whose reader leaves after the first line; both: that of stderr, too."""
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        stdin=subprocess.PIPE,
+        stdout=write,
+        stderr=write if both else subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    with open(read) as reader:
+        reader.readline()
+    _, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, stderr=errors or "")
+
+
+@pytest.mark.parametrize("times", ["1", "100000"])
+def test_a_reader_that_leaves_is_no_traceback(times: str) -> None:
+    done = without_reader("-c", PRINTING, times, "")
+    assert (done.returncode, done.stderr) == (141, "")  # as a shell has it for SIGPIPE
+
+
+def test_a_refusal_is_said_even_then() -> None:
+    done = without_reader("-c", PRINTING, "1", "there is no such file")
+    assert (done.returncode, done.stderr) == (1, "error: there is no such file\n")
+    assert without_reader("-c", PRINTING, "1", "there is no such file", both=True).returncode == 1
+
+
+def test_training_is_saved(command: list[str], runs: Path) -> None:
+    folder = runs / "unread"
+    arguments = [*command, f"name={folder.name}"]
+    done = without_reader(*arguments, "log_every=1", "checkpoint.every_steps=0")
+    assert done.returncode == 75
+    step = checkpoint(folder)["progress"]["step"]
+    assert done.stderr == f"stopped by a signal, saved at step {step} of 25\n"
+    assert 0 < step < 25
