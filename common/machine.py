@@ -31,6 +31,14 @@ def num_cpus() -> int:
     return max(1, allowed // neighbours)
 
 
+def num_workers() -> int:
+    """Threads or processes that decode for this process, where nobody says how many.
+
+    At 2 ms an image 32 decode 16,000 a second, which is more than a GPU trains on.
+    """
+    return min(num_cpus(), 32)
+
+
 def keep_freed_memory() -> None:
     """Have malloc keep large freed blocks for the next step, where malloc is glibc's.
 

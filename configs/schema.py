@@ -117,7 +117,7 @@ class LoaderConfig:
 
     name: str = free(MISSING, "the loader's name", choices=("dali", "torchvision"))
     workers: int | None = free(
-        None, "decoding threads (dali) or processes; null: its share of the CPUs"
+        None, "decoding threads (dali) or processes; null: its share of the CPUs, at most 32"
     )
     prefetch: int = free(2, "batches decoded ahead (torchvision: by each worker)", least=1)
     device: str = free("auto", "where dali decodes", choices=("auto", "cpu", "gpu"))

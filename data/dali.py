@@ -22,7 +22,7 @@ from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from common.errors import UserError
-from common.machine import num_cpus
+from common.machine import num_workers
 from configs.schema import LoaderConfig
 from data.decoding import Prepared, as_ppm, decode_rgb, plain_jpeg_size, prepare_image, render
 from data.draws import Draws
@@ -198,7 +198,7 @@ def build_pipeline(feeder: Feeder, config: LoaderConfig, *, gpu: bool, resize: b
         names += ["view_start", "view_shape", "size", "window_start", "window_shape", "flip"]
     pipeline = Pipeline(
         batch_size=max_size,
-        num_threads=config.workers or num_cpus(),
+        num_threads=config.workers or num_workers(),
         device_id=torch.cuda.current_device() if gpu else None,
         prefetch_queue_depth=config.prefetch,
     )
@@ -340,7 +340,7 @@ def decode_batches(
     readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
     torch.get_num_threads()  # settles this thread's own number, before that of the pool's is set
     resizers = ThreadPoolExecutor(
-        config.workers or num_cpus(),
+        config.workers or num_workers(),
         thread_name_prefix="resize",
         initializer=torch.set_num_threads,
         initargs=(1,),

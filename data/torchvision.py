@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from common.errors import UserError, reason
-from common.machine import num_cpus
+from common.machine import num_workers
 from configs.schema import LoaderConfig
 from data.decoding import Replaced, prepare_image, show
 from data.draws import Draws, Ints
@@ -117,7 +117,7 @@ def _unchanged(batch: Any) -> Any:
 
 def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) -> DataLoader[Any]:
     """A DataLoader whose sampler gives Draws: each worker makes whole batches."""
-    workers = num_cpus() if config.workers is None else config.workers
+    workers = num_workers() if config.workers is None else config.workers
     options: dict[str, Any] = {}
     if workers:
         # Workers are forked from a clean server. A fork of this process would inherit locks held by

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from common.machine import num_cpus
+from common.machine import num_cpus, num_workers
 from tests.conftest import run_program
 
 
@@ -34,6 +34,7 @@ def test_a_process_takes_its_share(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert num_cpus() == own
+    assert num_workers() == min(own, 32)
 
 
 KEEPING = """
