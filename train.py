@@ -39,11 +39,12 @@ from engine.parallel import open_parallel
 from engine.precision import set_precision
 from engine.run_folder import check_run, open_run
 from engine.step import TrainingStep
+from engine.summary import outcome
 from engine.trainer import Trainer
 from evaluation.metrics import ErrorCounts
 from evaluation.validation import centre_errors
 from models.describe import describe
-from models.network import build_network
+from models.network import Network, build_network
 
 register()
 
@@ -52,19 +53,10 @@ def build(config: TrainConfig, world: World) -> Trainer:
     """Put data, network, step and validation together; raises UserError for bad input."""
     precision = set_precision(config.precision, world.device)
     dataset = open_dataset(config.data, world.watch.alive)
-    crop, num_classes = config.data.crop, dataset.num_classes
+    crop = config.data.crop
     mean = warp_mean(load_mean(config.data.mean), crop, crop).to(world.device)
-    with refusing(ValueError):  # a crop too small for the network
-        describe(config.model, config.act, config.init, num_classes=num_classes, crop=crop)
+    whole = whole_network(config, dataset.num_classes)
     parallel = open_parallel(config.parallel, world)
-    whole = build_network(
-        config.model,
-        config.act,
-        config.init,
-        num_classes=num_classes,
-        dropout=config.dropout,
-        seed=config.seed,
-    )
     network = parallel.share_out(whole).to(world.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, config)
     micro_batch = config.images_at_once(world.size)
@@ -104,6 +96,16 @@ def build(config: TrainConfig, world: World) -> Trainer:
     )
 
 
+def whole_network(config: TrainConfig, num_classes: int) -> Network:
+    """The network as one process would have it; raises UserError for a crop too small for it."""
+    model, act, init = config.model, config.act, config.init
+    with refusing(ValueError):
+        describe(model, act, init, num_classes=num_classes, crop=config.data.crop)
+    return build_network(
+        model, act, init, num_classes=num_classes, dropout=config.dropout, seed=config.seed
+    )
+
+
 def evaluation_command(config: TrainConfig) -> str:
     """The command that tests the run's last weights, as a shell takes it."""
     program = os.path.relpath(Path(__file__).with_name("eval.py"))
@@ -128,9 +130,8 @@ def main(raw: DictConfig) -> None:
             with open_run(config.folder, trainer.settings, world):
                 trainer.fit()
             if world.is_main:
-                print(
-                    f"{trainer.outcome()}\n  to test it   {evaluation_command(config)}", flush=True
-                )
+                command = evaluation_command(config)
+                print(f"{outcome(trainer)}\n  to test it   {command}", flush=True)
 
 
 if __name__ == "__main__":

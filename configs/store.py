@@ -21,6 +21,8 @@ from configs.keys import Effect, fields_of, keys_of
 from configs.schema import EvalConfig, TrainConfig
 
 T = TypeVar("T")
+PlainConfig = dict[str, Any]  # plain values, nested as in a yaml file
+FlatConfig = dict[str, Any]  # the same by dotted key, {"model.name": "A"}
 _TRAIN_KEYS = keys_of(TrainConfig)
 _ADVICE = """quote lists for the shell, and odd names in them twice: 'images=["a,b.jpg",c.jpg]'"""
 _FILES = ("checkpoint", "images")  # a name or a list of names
@@ -130,7 +132,7 @@ def to_config(raw: DictConfig, kind: type[T]) -> T:
     return config
 
 
-def from_dict(values: dict[str, Any], kind: type[T]) -> T:
+def from_dict(values: PlainConfig, kind: type[T]) -> T:
     """The configuration of a checkpoint, from its plain values."""
     with refusing(OmegaConfBaseException, what="the configuration is of another version"):
         raw = OmegaConf.merge(OmegaConf.structured(kind), values)
@@ -138,14 +140,14 @@ def from_dict(values: dict[str, Any], kind: type[T]) -> T:
     return to_config(raw, kind)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> PlainConfig:
     """A configuration as plain values, for yaml files and checkpoints."""
     values = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> PlainConfig:
     """A config.yaml as plain values; raises UserError if it is damaged."""
     with refusing(yaml.YAMLError, OSError, ValueError, what=f"{path} is damaged"):
         values = OmegaConf.to_container(OmegaConf.load(path))
@@ -154,11 +156,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(values: Any, prefix: str = "") -> FlatConfig:
     """{"model": {"name": "A"}} -> {"model.name": "A"}; lists stay whole."""
     if not isinstance(values, dict):
         return {prefix: values}
-    flat: dict[str, Any] = {}
+    flat: FlatConfig = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
@@ -186,7 +188,7 @@ class Change:
         return _TRAIN_KEYS[self.key].effect if self.key in _TRAIN_KEYS else Effect.OTHER
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+def changes(old: PlainConfig | FlatConfig, new: PlainConfig | FlatConfig) -> list[Change]:
     """The keys that differ between two configurations, as plain values, sorted by name."""
     before, after = flatten(old), flatten(new)
     keys = sorted(before.keys() | after.keys())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from common.files import link, write_atomically
 
 if TYPE_CHECKING:
     from configs.schema import DataConfig
+    from configs.store import PlainConfig
 
 FORMAT = 3  # raised when an older file would load as another network or run
 
@@ -31,9 +32,20 @@ class DamagedError(UserError):
     """A checkpoint that exists and cannot be read."""
 
 
-def save_checkpoint(
-    path: Path, state: dict[str, Any], *, epoch: int | None = None, keep: int = 0
-) -> None:
+class State(TypedDict):
+    """What a checkpoint holds, whole on any number of processes."""
+
+    config: "PlainConfig"
+    classes: list[str]
+    images: list[str]  # fingerprints of the training and the validation images
+    mean: Tensor
+    progress: dict[str, Any]  # engine.progress.Progress
+    network: dict[str, Tensor]
+    optimizer: NotRequired[dict[str, Any]]  # torch's; not in best.pt
+    scaler: NotRequired[dict[str, Any]]  # torch's; not in best.pt
+
+
+def save_checkpoint(path: Path, state: State, *, epoch: int | None = None, keep: int = 0) -> None:
     """Write a checkpoint atomically; raises UserError where it cannot be written.
 
     The last.pt that it replaces stays as previous.pt. With keep > 0, the checkpoint that ends
@@ -118,13 +130,13 @@ def use_previous(origin: Path) -> None:
         link(origin, origin.with_name("last.pt"))
 
 
-Write = Callable[[dict[str, Any]], None]  # brings a state to the disk, or raises
+Write = Callable[[State], None]  # brings a state to the disk, or raises
 
 
 class Writer:
     """checkpoint.asynchronous=false: the loop waits for the disk. A context manager."""
 
-    def save(self, state: dict[str, Any], write: Write) -> None:
+    def save(self, state: State, write: Write) -> None:
         """Have `write` called with the state as it is now, after all earlier writes."""
         write(state)
 
@@ -167,7 +179,7 @@ class BackgroundWriter(Writer):
         self._write: Future[None] | None = None
         self._memory: dict[str, Tensor] = {}
 
-    def save(self, state: dict[str, Any], write: Write) -> None:
+    def save(self, state: State, write: Write) -> None:
         self.wait()
         copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
         copy = self._copy(state, "")
@@ -208,7 +220,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _write_copy(copied: torch.cuda.Event | None, state: dict[str, Any], write: Write) -> None:
+def _write_copy(copied: torch.cuda.Event | None, state: State, write: Write) -> None:
     if copied:
         copied.synchronize()
     write(state)

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from common.errors import has_lost_reader, refusing
 from common.files import read_json_lines, write_atomically
+from common.machine import commit
 from engine.parallel import Parallel, gradients
+from engine.progress import Validation
 from models.learned import CONV1, filter_grid, slopes_by_layer, slopes_of
 
 # tqdm's own, without its estimate of the time left: it knows nothing of validations.
@@ -34,7 +36,7 @@ class Log:
         self, folder: Path, *, step: int, validated: int, total: int, active: bool
     ) -> None:
         self.active = active
-        self.validations: list[dict[str, Any]] = []  # lines of kind val, of all sessions
+        self.validations: list[Validation] = []  # of all sessions
         self.rates: list[float] = []  # images per second, of the lines of earlier sessions
         if not active:
             return
@@ -42,12 +44,13 @@ class Log:
         last = dict.fromkeys(_AT_VALIDATIONS, validated)
         lines = read_json_lines(self.path) if step else []
         kept = [line for line in lines if line["step"] <= last.get(line["kind"], step)]
-        self.validations = [line for line in kept if line["kind"] == "val"]
+        self.validations = [Validation.of(line) for line in kept if line["kind"] == "val"]
         self.rates = [line["images_per_second"] for line in kept if line["kind"] == "train"]
         self.told = {line["what"] for line in kept if line["kind"] == "event"}
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.path, lambda file: file.write(text.encode()))
         self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
+        known = [line["commit"] for line in kept if line["kind"] == "commit"]
         # TensorBoard hides what it has from purge_step on, so that curves do not run back.
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.bar = tqdm(
@@ -57,6 +60,9 @@ class Log:
             bar_format=_BAR,
             disable=not sys.stderr.isatty(),
         )
+        version = commit()
+        if version and step < total and known[-1:] != [version]:
+            self.write("commit", step, commit=version)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line of metrics.jsonl; numbers go to TensorBoard too."""
@@ -66,11 +72,14 @@ class Log:
         with refusing(OSError, what=f"could not write {self.path}"):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
-        if kind == "val":
-            self.validations.append(line)
         for key, value in values.items():
             if isinstance(value, int | float) and key != "epoch":
                 self.board.add_scalar(f"{kind}/{key}", value, step)
+
+    def validation(self, errors: Validation) -> None:
+        """The line of a validation; it is kept for the end."""
+        self.validations.append(errors)
+        self.write("val", **asdict(errors))
 
     def event(self, step: int, epoch: int, what: str) -> None:
         """Something worth knowing, such as an unreadable image; written once."""

@@ -3,9 +3,9 @@
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import median
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -13,7 +13,7 @@ from configs.schema import TrainConfig
 from engine.distributed import World
 from engine.step import StepResult
 
-_LINES = 10  # metrics lines whose pace counts
+PACE_LINES = 10  # metrics lines whose pace counts
 
 
 @dataclass
@@ -42,6 +42,22 @@ class TrainMetrics:
     data_wait: float  # fraction of the time, of this process
 
 
+@dataclass(frozen=True)
+class Validation:
+    """A line of metrics.jsonl of kind val: errors at a step, percent."""
+
+    step: int
+    epoch: int
+    top1_error: float
+    top5_error: float
+    images: int
+
+    @staticmethod
+    def of(line: dict[str, Any]) -> "Validation":
+        """As it was read back."""
+        return Validation(**{each.name: line[each.name] for each in fields(Validation)})
+
+
 class ValErrors(Protocol):
     """What a validation measures."""
 
@@ -67,7 +83,7 @@ class Pace:
     """How long steps, validations and checkpoints take, so how long the rest of a run does."""
 
     def __init__(self) -> None:
-        self.steps: deque[float] = deque(maxlen=_LINES)  # seconds of a step, by metrics lines
+        self.steps: deque[float] = deque(maxlen=PACE_LINES)  # seconds of a step, by metrics lines
         self.validation: float | None = None  # seconds of the last one; None: not known yet
         self.checkpoint = 0.0  # seconds that the last one kept training waiting
         self.warm = False
@@ -141,19 +157,6 @@ def left_to_do(
         checkpoints=2 * ends + times(config.checkpoint.every_steps),
         steps_in_validation=val_images / config.batch_size,
     )
-
-
-def duration(seconds: float) -> str:
-    """For a person: 45 s, 12 min, 3 h 20 min, 6 d 4 h."""
-    minutes = round(seconds / 60)
-    hours = round(seconds / 3600)
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 class StepStatistics:

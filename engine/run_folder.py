@@ -3,22 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from common.errors import UserError, reason
 from common.files import lock, try_to_write, write_atomically
-from configs.store import changes, read_yaml
+from configs.store import PlainConfig, changes, read_yaml
 from engine.distributed import World
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: PlainConfig, new: PlainConfig) -> list[str]:
     """`key: old -> new` for every key whose change makes it another run."""
     return [str(change) for change in changes(old, new) if not change.resumable]
 
 
-def refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def refuse_changes(path: Path, old: PlainConfig, new: PlainConfig) -> None:
     """Raises UserError, with the differences, if `path` belongs to another configuration."""
     changed = differences(old, new)
     if changed:
@@ -28,7 +27,7 @@ def refuse_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None
         )
 
 
-def check_run(folder: Path, config: dict[str, Any], world: World) -> None:
+def check_run(folder: Path, config: PlainConfig, world: World) -> None:
     """Raise UserError where open_run would, before data set and network take their time.
 
     Makes nothing. That another process trains in the folder is seen by open_run alone.
@@ -44,7 +43,7 @@ def check_run(folder: Path, config: dict[str, Any], world: World) -> None:
 
 
 @contextmanager
-def open_run(folder: Path, config: dict[str, Any], world: World) -> Iterator[None]:
+def open_run(folder: Path, config: PlainConfig, world: World) -> Iterator[None]:
     """Create or reopen the run folder for `config`, and lock it while the context lasts.
 
     Raises UserError if the folder holds a run of another configuration (with the differences), is
@@ -71,7 +70,7 @@ def _cannot_write(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {folder} ({reason(error)}): runs=FOLDER is another place")
 
 
-def _refuse_other_config(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_other_config(folder: Path, config: PlainConfig) -> None:
     """Refuse another configuration than that of an existing checkpoint."""
     path = folder / "config.yaml"
     if path.exists() and (folder / "checkpoints" / "last.pt").exists():

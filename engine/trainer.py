@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -18,6 +18,7 @@ from configs.store import to_dict
 from data.loading import Batch, OnEvent, skipping
 from data.sources.index import Dataset
 from engine.checkpoint import (
+    State,
     load_latest,
     open_writer,
     refuse_other_data,
@@ -35,14 +36,14 @@ from engine.progress import (
     StepStatistics,
     TrainMetrics,
     ValErrors,
-    duration,
+    Validation,
     left_to_do,
 )
 from engine.run_folder import refuse_changes
 from engine.schedule import learning_rate
 from engine.step import TrainingStep
 from engine.stopping import StopRequest
-from models.describe import CARDS, basis, describe, hours_by_arithmetic
+from engine.summary import headline, shown_beside
 from models.network import Network
 
 
@@ -106,7 +107,7 @@ class Trainer:
             self.log.sync()
             if self.world.is_main:
                 use_previous(origin)
-            self.log.say(self.headline())
+            self.log.say(headline(self))
             stream = closing(self.batches(step, self.total, self.note))
             with stream as batches, StopRequest(self.world) as self.stop, self.writer:
                 while self.progress.validated < self.total:
@@ -116,51 +117,6 @@ class Trainer:
         finally:
             self.log.close()
 
-    def headline(self) -> str:
-        """What is trained, on what, from where to where, and how long it takes if that is known."""
-        step, config, train = self.progress.step, self.config, self.dataset.train
-        if step >= self.total:
-            return (
-                f"{self.folder} has done {step:,} steps of {self.total:,}: nothing is left to train"
-            )
-        steps = f"{self.total:,}"
-        course = f"resuming at step {step:,} of {steps}" if step else f"training for {steps} steps"
-        epochs = self.total * config.batch_size / len(train)
-        parameters = sum(p.numel() for p in self.network.parameters())
-        each = f" in each process, {config.parallel}" if self.world.size > 1 else ""
-        every = config.checkpoint.every_steps
-        between = f"every {every:,} steps and " if every else ""
-        lines = {
-            "network": f"{config.model.name}, {config.act.name}, {config.init.name}: "
-            f"{parameters:,} parameters{each}",
-            "images": f"{len(train):,} of {self.dataset.num_classes:,} classes, "
-            f"{self.val_images:,} to validate on",
-            "devices": self.world.name,
-            "checkpoints": f"{between}after each epoch, in {self.folder / 'checkpoints'}",
-            "time": self.time_estimate(),
-        }
-        block = "".join(f"\n  {key:13}{text}" for key, text in lines.items() if text)
-        return (
-            f"{self.folder}: {course}, {config.batch_size} images a step, "
-            f"{epochs:.3g} epochs{block}"
-        )
-
-    def time_estimate(self) -> str:
-        """From the run's own pace, or by arithmetic for a GPU of a known matrix rate; else ""."""
-        left = self.left()
-        images = (left.steps + left.validations * left.steps_in_validation) * self.config.batch_size
-        if rates := self.log.rates[-10:]:
-            return f"about {duration(images / median(rates))} left at the pace so far"
-        card = next((card for card in CARDS if card in self.world.name), None)
-        if card is None or self.config.precision not in ("bf16", "fp16"):
-            return ""
-        model, act, init = self.config.model, self.config.act, self.config.init
-        crop, classes = self.config.data.crop, self.dataset.num_classes
-        forward = describe(model, act, init, num_classes=classes, crop=crop).multiply_adds
-        # The backward pass costs twice what the forward pass does.
-        hours = hours_by_arithmetic(3 * forward * images, card) / self.world.size
-        return f"about {duration(3600 * hours)} {basis(card)}"
-
     def left(self) -> Left:
         """What is still to do."""
         return left_to_do(
@@ -169,22 +125,6 @@ class Trainer:
             self.total,
             train_images=len(self.dataset.train),
             val_images=self.val_images,
-        )
-
-    def outcome(self) -> str:
-        """What came out, for the main process of a run that has come to its end."""
-        text = f"{self.folder}: {self.progress.step:,} steps are done"
-        if not self.log.validations:  # somebody has removed metrics.jsonl
-            return text
-        last = self.log.validations[-1]
-        best = min(self.log.validations, key=lambda line: line["top1_error"])
-        folder = self.folder / "checkpoints"
-        return (
-            f"{text}: top-1 error {last['top1_error']:.2f} %, top-5 error "
-            f"{last['top5_error']:.2f} % on {last['images']:,} validation images\n"
-            f"  last weights {folder / 'last.pt'}\n"
-            f"  best weights {folder / 'best.pt'}, top-1 error {best['top1_error']:.2f} % "
-            f"at step {best['step']:,}"
         )
 
     def train_one_epoch(self, batches: Iterator[Batch]) -> None:
@@ -274,17 +214,9 @@ class Trainer:
         )
         self.log.write("train", step, **asdict(metrics))
         self.log.layers(step, self.network, self.parallel)
-        shown = {
-            "epoch": f"{epoch}",
-            "loss": f"{metrics.loss:.4f}",
-            "lr": f"{rate:g}",
-            "images/s": f"{metrics.images_per_second:.1f}",
-            "waiting for data": f"{100 * metrics.data_wait:.0f} %",
-        }
         pace = self.statistics.pace
         pace.measure(step)
-        seconds = pace.seconds_left(self.left())
-        shown["ETA"] = "?" if seconds is None else duration(seconds)
+        shown = shown_beside(metrics, pace.seconds_left(self.left()))
         self.log.report(step, self.total, shown)
         self.progress.window, self.progress.norms = [], []
         self.statistics.restart(step)
@@ -332,13 +264,8 @@ class Trainer:
         self.write_events(epoch)
         step = self.progress.step
         self.log.learned(step, self.network, self.parallel)
-        self.log.write(
-            "val",
-            step,
-            epoch=epoch,
-            top1_error=errors.top1_error,
-            top5_error=errors.top5_error,
-            images=errors.images,
+        self.log.validation(
+            Validation(step, epoch, errors.top1_error, errors.top5_error, errors.images)
         )
         self.log.say(
             f"epoch {epoch}, step {step}: top-1 error {errors.top1_error:.2f} %, top-5 error "
@@ -366,16 +293,16 @@ class Trainer:
             self.writer.save(state, partial(self.write, name, ends))
         self.statistics.pace.saved(time.perf_counter() - before)
 
-    def write(self, name: str, ends: int | None, state: dict[str, Any]) -> None:
+    def write(self, name: str, ends: int | None, state: State) -> None:
         """Write a checkpoint, beside training; raises UserError if it cannot be written."""
         self.log.sync()
         keep = self.config.checkpoint.keep
         save_checkpoint(self.folder / "checkpoints" / name, state, epoch=ends, keep=keep)
 
-    def state(self, name: str) -> dict[str, Any]:
+    def state(self, name: str) -> State:
         """What a checkpoint holds, whole on any number of processes; best.pt: the network alone."""
         weights, optimizer = whole_state(self.parallel, self.network, self.step.optimizer)
-        state: dict[str, Any] = {
+        state: State = {
             "config": self.settings,
             "classes": self.dataset.train.classes,
             "images": self.images,

@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from engine.progress import Left, Pace, Progress, duration, left_to_do
+from engine.progress import Left, Pace, Progress, left_to_do
+from engine.summary import duration
 from models.learned import filter_grid
 from tests.conftest import composed
 
