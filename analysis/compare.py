@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from common.errors import UserError
 from common.files import read_json_lines
 from common.style import save_figure, series, styled
-from configs.store import flatten, read_yaml
+from configs.store import FlatConfig, flatten, read_yaml
 
 Points = list[tuple[int, float]]  # step, value
 
@@ -23,7 +22,7 @@ class RunCurves:
     """What is compared of a run."""
 
     label: str
-    config: dict[str, Any]  # by dotted key
+    config: FlatConfig
     loss: Points
     error: Points  # validation, top-1, percent
     rate: Points  # learning rate

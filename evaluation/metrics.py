@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,6 +12,28 @@ from data.draws import Ints
 from evaluation.predictions import Floats, readable
 
 _NUM_WORST = 10  # classes that a summary names
+
+
+class Errors(TypedDict):
+    """Errors in a result file, percent."""
+
+    top1_error: float
+    top5_error: float
+    top1_interval: list[float]
+    top5_interval: list[float]
+
+
+# A class in a result file; its name is that of its folder.
+ClassRow = TypedDict(
+    "ClassRow",
+    {
+        "class": str,
+        "words": NotRequired[str],
+        "images": int,
+        "top1_error": float,
+        "top5_error": float,
+    },
+)
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
@@ -68,7 +90,7 @@ class ErrorCounts:
         """95 %, percent."""
         return interval(self.wrong_top5, self.images)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Errors:
         """The errors for a result file."""
         return {
             "top1_error": self.top1_error,
@@ -102,11 +124,18 @@ class ClassErrors:
     words: str | None  # what people call it; None: not known
     counts: ErrorCounts
 
-    def as_dict(self) -> dict[str, Any]:
-        """For a result file; errors in percent."""
-        words = {} if self.words is None else {"words": self.words}
-        errors = {"top1_error": self.counts.top1_error, "top5_error": self.counts.top5_error}
-        return {"class": self.name, **words, "images": self.counts.images, **errors}
+    def as_dict(self) -> ClassRow:
+        """For a result file."""
+        row: ClassRow = {
+            "class": self.name,
+            "words": self.words or "",
+            "images": self.counts.images,
+            "top1_error": self.counts.top1_error,
+            "top5_error": self.counts.top5_error,
+        }
+        if self.words is None:
+            del row["words"]
+        return row
 
 
 def per_class(
@@ -142,7 +171,7 @@ class ClassSummary:
             worst=worst[:_NUM_WORST],
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """For a result file."""
         return {**vars(self), "worst": [each.as_dict() for each in self.worst]}
 

@@ -87,7 +87,7 @@ def ensemble(networks: dict[str, Predictions], weights: list[float] | None) -> P
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
     """Write probabilities (float16), labels, classes and the hash of the images, atomically."""
-    arrays: dict[str, Any] = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "probabilities": predictions.scores.astype(np.float16),
         "labels": predictions.labels.astype(np.int32),
         "classes": np.array(predictions.classes),

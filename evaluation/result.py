@@ -3,20 +3,47 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from common.errors import UserError, refusing
 from common.files import try_to_write, write_atomically
 from common.machine import commit
 from configs.schema import EvalConfig
-from configs.store import to_dict
+from configs.store import PlainConfig, to_dict
 from evaluation.evaluate import NetworkScores
-from evaluation.metrics import ClassSummary, ErrorCounts, count_errors, per_class
+from evaluation.metrics import (
+    ClassRow,
+    ClassSummary,
+    ErrorCounts,
+    Errors,
+    count_errors,
+    per_class,
+)
 from evaluation.predictions import Predictions, load_predictions, weighted_mean
+
+
+class ScaleErrors(Errors):
+    """Errors at one scale."""
+
+    scale: int  # shorter side, pixels
+
+
+class Result(TypedDict):
+    """The content of a result file with errors."""
+
+    views: str
+    scales: list[ScaleErrors]  # []: combined from saved predictions
+    combined: Errors
+    images: int
+    checkpoints: list[str]
+    classes: dict[str, object]  # ClassSummary
+    per_class: list[ClassRow]
+    commit: str | None
+    config: PlainConfig  # of eval.py
 
 
 def result_path(config: EvalConfig, paths: list[Path]) -> Path:
@@ -65,7 +92,7 @@ def check_outputs(config: EvalConfig, out: Path) -> None:
 
     With images=cat.png out=cat.json, the figure would replace the image.
     """
-    earlier: dict[str, Any] = {}
+    earlier: PlainConfig = {}
     with suppress(OSError, ValueError, AttributeError):
         earlier = dict(json.loads(out.read_bytes()).get("config") or {})
     foreign = [] if earlier else [out]
@@ -101,7 +128,7 @@ class Report:
     """What an evaluation ends with."""
 
     text: str  # to be printed
-    result: dict[str, Any]  # the content of the result file
+    result: Mapping[str, object]  # the content of the result file
     attachment: Callable[[], bytes] | None = None  # makes the content of the file beside it
 
     def write(self, path: Path, suffix: str | None) -> list[Path]:
@@ -126,7 +153,7 @@ def report_errors(
     errors = count_errors(combined.scores, combined.labels)
     classes = per_class(combined.scores, combined.labels, combined.classes, words)
     summary = ClassSummary.of(classes)
-    result = {
+    result: Result = {
         "views": config.views,
         "scales": [{"scale": scale, **counts.as_dict()} for scale, counts in by_scale.items()],
         "combined": errors.as_dict(),

@@ -19,9 +19,8 @@ from analysis.report.runs import Edition, Run
 from analysis.report.selection import choose
 from common.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, mark_level, series
 from data.sources.imagenet import NUM_IMAGES
+from evaluation.metrics import ClassRow
 from models.learned import QUANTILES
-
-PerClass = Sequence[dict[str, Any]]  # of a result file
 
 _NUM_NAMED = 12  # classes that Fig. 6 names
 _INITIAL_SLOPE = 0.25  # of PReLU, Sec. 2.1
@@ -225,12 +224,12 @@ def draw_filters(run: Run, title: str) -> Figure:
     return figure
 
 
-def class_name(row: dict[str, Any]) -> str:
+def class_name(row: ClassRow) -> str:
     """The first of a class's words, or its folder's name."""
     return str(row.get("words") or row["class"]).split(",")[0]
 
 
-def draw_class_errors(per_class: PerClass, title: str, edition: Edition) -> Figure:
+def draw_class_errors(per_class: Sequence[ClassRow], title: str, edition: Edition) -> Figure:
     """Fig. 6: top-5 error of each class, ascending; the worst classes by name."""
     rows = sorted(per_class, key=lambda row: (row["top5_error"], class_name(row)))
     errors = np.array([row["top5_error"] for row in rows])
@@ -258,7 +257,12 @@ def _class_figure(num_classes: int, title: str) -> tuple[Figure, Axes]:
 
 
 def draw_class_differences(
-    new: PerClass, old: PerClass, title: str, *, names: tuple[str, str], edition: Edition
+    new: Sequence[ClassRow],
+    old: Sequence[ClassRow],
+    title: str,
+    *,
+    names: tuple[str, str],
+    edition: Edition,
 ) -> Figure:
     """Fig. 7: top-5 error of each class, new less old, ascending. Below zero is better."""
     before = {row["class"]: row["top5_error"] for row in old}

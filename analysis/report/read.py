@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 
 from analysis.report.paper import CURVE_FIGURES, SLOPE_EXPERIMENTS
-from analysis.report.runs import Edition, Run, Session, Validation, load, to_json
+from analysis.report.runs import Edition, Run, Session, load, to_json
 from common.errors import UserError, refusing
 from common.files import read_json_lines
 from configs.keys import Effect
 from configs.schema import TrainConfig
-from configs.store import changes, compose_config, flatten, read_yaml, to_dict
+from configs.store import FlatConfig, changes, compose_config, flatten, read_yaml, to_dict
+from engine.progress import Validation
+from evaluation.result import Result
 from models.learned import CONV1, Slopes, filter_grid, slopes_by_layer, slopes_of
 
 # Keys of an evaluation that hold paths or do not change its result.
@@ -90,7 +92,7 @@ def read_progress(folder: Path) -> Run:
     return run
 
 
-def _add_differences(run: Run, config: dict[str, Any]) -> None:
+def _add_differences(run: Run, config: FlatConfig) -> None:
     """Where it differs from its experiment's file: what counts, and what is only noted."""
     if run.experiment is None:
         return
@@ -110,7 +112,7 @@ def _add_differences(run: Run, config: dict[str, Any]) -> None:
 
 
 @cache
-def _experiment_config(experiment: str, data: str) -> dict[str, Any]:
+def _experiment_config(experiment: str, data: str) -> FlatConfig:
     """What the experiment's file asks for on this data set."""
     arguments = [f"experiment={experiment}", f"data={data}", "data.root=somewhere"]
     return flatten(to_dict(compose_config(arguments, TrainConfig)))
@@ -133,19 +135,19 @@ def _add_checkpoint(run: Run, path: Path) -> None:
     run.finished = run.has_reached(run.max_steps if run.scaled else None)
     layers = slopes_by_layer(network)
     run.slopes = {layer: slopes_of(values) for layer, values in layers.items()}
-    if _stands_in_table1(run) and CONV1 in network:
+    if _is_one_of(run, SLOPE_EXPERIMENTS) and CONV1 in network:
         png = BytesIO()
         Image.fromarray(filter_grid(network[CONV1]).numpy()).save(png, "png", optimize=True)
         run.filters = b64encode(png.getvalue()).decode()
 
 
 def _add_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
-    keys = ("step", "epoch", "top1_error", "top5_error", "images")
-    run.val = [
-        Validation(**{key: line[key] for key in keys}) for line in lines if line["kind"] == "val"
-    ]
+    run.val = [Validation.of(line) for line in lines if line["kind"] == "val"]
+    versions = [line["commit"] for line in lines if line["kind"] == "commit"]
+    run.trained_by = versions[-1] if versions else None
     train = [line for line in lines if line["kind"] == "train"]
-    run.train = [(step, float(f"{loss:.5g}")) for step, loss in _thinned(train)]
+    losses = _thinned([(line["step"], line["loss"]) for line in train])
+    run.train = [(step, float(f"{loss:.5g}")) for step, loss in losses]
     run.steps = max([run.steps, *(line["step"] for line in train)])
     # A line's rate is of the steps since the line, validation or resume before it.
     before, seconds = 0, 0.0
@@ -155,12 +157,9 @@ def _add_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
     run.hours = seconds / 3600
     rates = [line["images_per_second"] for line in train]
     run.images_per_second = float(np.median(rates)) if rates else None
-    edition = Edition(run.scaled, run.data)
-    with_curves = {edition.experiment(name) for fig in CURVE_FIGURES for name in fig.experiments}
-    if run.experiment in with_curves:
+    if _is_one_of(run, [name for figure in CURVE_FIGURES for name in figure.experiments]):
         run.gradients = _gradients([line for line in lines if line["kind"] == "gradients"])
-
-    if _stands_in_table1(run):
+    if _is_one_of(run, SLOPE_EXPERIMENTS):
         points = [line for line in lines if line["kind"] == "slopes"]
         every = max(1, len(points) // _LAYER_POINTS)
         run.slopes_over_time = [
@@ -169,16 +168,16 @@ def _add_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
         ]
 
 
-def _stands_in_table1(run: Run) -> bool:
+def _is_one_of(run: Run, experiments: Sequence[str]) -> bool:
     edition = Edition(run.scaled, run.data)
-    return run.experiment in [edition.experiment(name) for name in SLOPE_EXPERIMENTS]
+    return run.experiment in [edition.experiment(name) for name in experiments]
 
 
-def _thinned(train: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Means of equally many lines each: (last step, loss)."""
-    every = max(1, -(-len(train) // _CURVE_POINTS))
-    groups = [train[i : i + every] for i in range(0, len(train), every)]
-    return [(group[-1]["step"], float(np.mean([g["loss"] for g in group]))) for group in groups]
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Means of equally many points each, at the step of the last."""
+    every = max(1, -(-len(points) // _CURVE_POINTS))
+    groups = [points[i : i + every] for i in range(0, len(points), every)]
+    return [(group[-1][0], float(np.mean([loss for _, loss in group]))) for group in groups]
 
 
 def _gradients(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -191,7 +190,7 @@ def _gradients(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, flo
     return curves
 
 
-def _read_results(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_results(folder: Path) -> dict[str, Result]:
     """Result files with errors, not older than the checkpoint they tested."""
     last = folder / "checkpoints" / "last.pt"
     since = last.stat().st_mtime if last.exists() else 0
@@ -202,14 +201,21 @@ def _read_results(folder: Path) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged ({error}): remove it and test again") from error
         if "combined" in result and path.stat().st_mtime >= since:
+            result["checkpoints"] = _networks(result, folder)
             config = result["config"]
             result["config"] = {key: config[key] for key in config if key not in _IRRELEVANT}
-            result["checkpoints"] = [_run_and_file(Path(file)) for file in result["checkpoints"]]
             results[path.name] = result
     return results
 
 
-def _run_and_file(path: Path) -> str:
-    """runs/NAME/checkpoints/last.pt -> NAME/last.pt."""
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return f"{folder.name}/{path.name}"
+def _networks(result: dict[str, Any], folder: Path) -> list[str]:
+    """What a result of this folder has tested: runs/NAME/checkpoints/last.pt -> NAME/last.pt.
+
+    A run that was renamed since then, with its results, has the name that it has now.
+    """
+    files = [Path(file) for file in result["checkpoints"]]
+    homes = [file.parents[file.parent.name == "checkpoints"] for file in files]
+    out = result["config"].get("out")
+    written_in = Path(out).parent if out else homes[0]
+    names = [folder.name if home == written_in else home.name for home in homes]
+    return [f"{name}/{file.name}" for name, file in zip(names, files, strict=True)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -37,6 +36,7 @@ from common.style import save_figure, styled
 from configs.store import read_yaml
 from evaluation.pictures import draw_pictures
 from evaluation.predictions import load_predictions
+from evaluation.result import Result
 
 _ENSEMBLE_NAME, _BASELINE_NAME = "six models (Table 7)", "A, ReLU, multi-scale"
 
@@ -206,7 +206,7 @@ class _Writer:
     def _draw_pictures(
         self,
         ensemble: str,
-        result: dict[str, Any],
+        result: Result,
         title: str,
         *,
         files: Sequence[Path],

@@ -9,6 +9,9 @@ from zlib import crc32
 
 from analysis.report.paper import ENSEMBLE, ENSEMBLE_MEMBERS, SCALED_CROP, Test
 from common.errors import UserError
+from configs.store import FlatConfig
+from engine.progress import Validation
+from evaluation.result import Result
 from models.learned import Slopes
 
 _SCALED = "scaled-"  # begins the name of a scaled experiment
@@ -26,17 +29,6 @@ class Session:
     launcher: str = ""
     began: str = ""
     seconds: float = 0
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Errors at a step, percent."""
-
-    step: int
-    epoch: int
-    top1_error: float
-    top5_error: float
-    images: int
 
 
 @dataclass
@@ -57,19 +49,20 @@ class Run:
     validated: int = 0  # steps done at the last validation that a checkpoint knows
     finished: bool = False
     changed: list[str] = field(default_factory=list)  # makes it another experiment: "key: a -> b"
-    overrides: dict[str, Any] = field(default_factory=dict)  # a scaled run's such keys, with values
+    overrides: FlatConfig = field(default_factory=dict)  # a scaled run's such keys, with values
     noted: list[str] = field(default_factory=list)  # differs, but is worth showing
     val: list[Validation] = field(default_factory=list)
     train: list[tuple[int, float]] = field(default_factory=list)  # step, loss since the one before
     gradients: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # layer: step, norm
     slopes: dict[str, Slopes] = field(default_factory=dict)  # by layer, of the last checkpoint
     slopes_over_time: list[tuple[int, dict[str, Slopes]]] = field(default_factory=list)  # by step
+    trained_by: str | None = None  # the commit that metrics.jsonl names last
     filters: str = ""  # conv1's, as models.learned.filter_grid draws them: a PNG file in base64
     hours: float = 0  # of training, without validation
     images_per_second: float | None = None  # median, all processes
     model: str = ""  # as model_label has it
     sessions: list[Session] = field(default_factory=list)
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name of the result file
+    results: dict[str, Result] = field(default_factory=dict)  # by name of the result file
 
     @property
     def scaled(self) -> bool:
@@ -82,7 +75,8 @@ class Run:
     @property
     def commit(self) -> str | None:
         """Of the last session that trained; None: not known."""
-        return next((s.commit for s in reversed(self.sessions) if s.program == "train.py"), None)
+        sessions = (s.commit for s in reversed(self.sessions) if s.program == "train.py")
+        return self.trained_by or next(sessions, None)
 
     @property
     def length(self) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any
 
 from analysis.report.paper import ENSEMBLE, ENSEMBLE_MEMBERS, Test
 from analysis.report.runs import Edition, Run
+from evaluation.result import Result
 
 NOT_RUN = "not run"
 
@@ -44,7 +44,7 @@ class Tested:
     """The chosen runs of an experiment, and their results of one test."""
 
     chosen: Chosen = Chosen()
-    results: Sequence[tuple[Run, dict[str, Any]]] = ()  # of the runs that have the test
+    results: Sequence[tuple[Run, Result]] = ()  # of the runs that have the test
 
     @property
     def runs(self) -> Sequence[Run]:
@@ -98,7 +98,7 @@ def _choose_ensemble(runs: Sequence[Run], edition: Edition) -> Chosen:
     return Chosen(own, f"{unfinished[0].name} has {unfinished[0].length}")
 
 
-def find_result(run: Run, test: Test) -> dict[str, Any] | None:
+def find_result(run: Run, test: Test) -> Result | None:
     """The result of exactly this test of the run's last checkpoint, if there is one.
 
     best.pt is chosen by its error on the images that test it, so its results do not count. The file

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from analysis.report.paper import (
     ARCHITECTURES,
@@ -141,13 +141,15 @@ def _error_numbers(
 ) -> ErrorNumbers:
     """metric: 0 top-1, 1 top-5; scale: of the test, None: all combined."""
     name, paper = ("top1", "top5")[metric], row.paper[metric]
+    error: Literal["top1_error", "top5_error"] = "top5_error" if metric else "top1_error"
+    ends: Literal["top1_interval", "top5_interval"] = "top5_interval" if metric else "top1_interval"
     entries = [
         result["combined"]
         if scale is None
         else next(entry for entry in result["scales"] if entry["scale"] == scale)
         for _, result in tested.results
     ]
-    values = [entry[f"{name}_error"] for entry in entries]
+    values = [entry[error] for entry in entries]
     ours = mean(values)
     is_compared = edition.is_paper and paper is not None and ours is not None
     return ErrorNumbers(
@@ -155,8 +157,8 @@ def _error_numbers(
         paper=paper,
         ours=ours,
         difference=ours - paper if is_compared else None,  # type: ignore[operator]
-        interval_low=mean([entry[f"{name}_interval"][0] for entry in entries]),
-        interval_high=mean([entry[f"{name}_interval"][1] for entry in entries]),
+        interval_low=mean([entry[ends][0] for entry in entries]),
+        interval_high=mean([entry[ends][1] for entry in entries]),
         images=tested.results[0][1]["images"] if entries else None,
         seeds=len(values) or None,
         spread=spread(values),
