@@ -17,11 +17,13 @@ from PIL import Image
 
 from analysis.report.figures import draw_slopes_over_time
 from analysis.report.paper import DENSE, ENSEMBLE_MEMBERS, SLOPES, TABLE4, TEN
-from analysis.report.read import collect
+from analysis.report.read import collect, read_run
 from analysis.report.report import write_report
 from analysis.report.runs import Edition, load
-from analysis.report.selection import choose
+from analysis.report.selection import choose, find_result
 from common.errors import UserError
+from common.files import read_json_lines
+from engine.log import Log
 from models.learned import filter_grid
 from tests.conftest import checkpoint
 from tests.fake_runs import (
@@ -228,6 +230,43 @@ def test_only_the_test_that_the_table_names_counts(tmp_path: Path) -> None:
     os.utime(run / "checkpoints" / "last.pt", (later, later))
     page = reported(tmp_path / "runs", tmp_path / "results")
     assert "| 34.00 / 14.00 |" not in page
+
+
+def test_a_renamed_run_keeps_its_results(tmp_path: Path) -> None:
+    """One that a test of another run has written into its folder stays the other's."""
+    home = make_run(tmp_path / "runs", "a-relu").rename(tmp_path / "runs" / "old")
+    make_result(home, DENSE, T4)
+    make_result(home, TEN, T4, checkpoints=["elsewhere/b/last.pt"], out=f"{home}/result-ten.json")
+    run = read_run(home.rename(home.with_name("new")))
+    assert run is not None
+    assert run.results[f"result-{DENSE.name}.json"]["checkpoints"] == ["new/last.pt"]
+    assert run.results[f"result-{TEN.name}.json"]["checkpoints"] == ["b/last.pt"]
+    assert find_result(run, DENSE) is not None
+
+
+def test_the_commit_is_that_of_the_last_session_that_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without reproduce.py and its sessions.jsonl, too."""
+    folder = make_run(tmp_path / "runs", "a-relu")
+
+    def session(version: str, first: int, last: int) -> str | None:
+        monkeypatch.setattr("engine.log.commit", lambda: version)
+        log = Log(folder, step=first, validated=0, total=30, active=True)
+        if last > first:
+            log.write("train", last, epoch=0, loss=1.0, images_per_second=1.0)
+        log.close()
+        run = read_run(folder)
+        assert run is not None
+        return run.commit
+
+    assert session("a", 0, 10) == "a"
+    assert session("b", 10, 20) == "b"
+    assert session("b", 20, 30) == "b"
+    assert session("c", 30, 30) == "b"  # nothing was left to do
+    lines = read_json_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "commit"] == [0, 10]
+    assert session("d", 5, 10) == "d"
 
 
 def test_scaled_runs_of_different_lengths_are_not_averaged(tmp_path: Path) -> None:
