@@ -14,8 +14,6 @@ from data.decoding import Replaced
 from data.draws import Draws, Ints, centre_batches, training_draws
 from data.sources.index import ImageIndex
 
-LOADERS = ("dali", "torchvision")
-
 OnEvent = Callable[[str], None]
 
 
@@ -126,8 +124,6 @@ def _decode(
     on_error: str,
     on_event: OnEvent,
 ) -> Generator[Decoded]:
-    if loader.name not in LOADERS:
-        raise UserError(f"unknown loader {loader.name!r}: take one of {', '.join(LOADERS)}")
     try:
         module = import_module(f"data.{loader.name}")
     except ModuleNotFoundError as error:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.files import lock
+from common.errors import UserError
+from common.files import lock, write_atomically
 
 Arrays = dict[str, npt.NDArray[Any]]
 Stamp = tuple[int, int, int]  # size, times of change of content and of anything (ctime), ns
@@ -36,13 +36,13 @@ def stamp(status: os.stat_result) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def cache_file(source: Path) -> Path | None:
-    """Where the scan of this folder or file is kept; None if the user has no home."""
+def cache_file(source: Path) -> Path:
+    """Where the scan of this folder or file is kept; nothing can be if the user has no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     except RuntimeError:
-        return None
+        home = Path(os.devnull)
     name = hashlib.sha256(os.fsencode(source)).hexdigest()[:32]
     return home / "rectifiers" / f"index-{name}.npz"
 
@@ -64,7 +64,7 @@ def scan_once(
     arrays = _recall(cache, state)
     if arrays is not None:
         return arrays
-    if cache is None or time.time_ns() - changed_ns <= _SETTLED_NS:
+    if time.time_ns() - changed_ns <= _SETTLED_NS:
         return scan()
     with _scanning(cache, on_progress):
         arrays = _recall(cache, state)
@@ -74,9 +74,9 @@ def scan_once(
     return arrays
 
 
-def _recall(cache: Path | None, state: Arrays) -> Arrays | None:
+def _recall(cache: Path, state: Arrays) -> Arrays | None:
     try:
-        with np.load(cache or os.devnull, allow_pickle=False) as kept:
+        with np.load(cache, allow_pickle=False) as kept:
             if all(np.array_equal(kept[name], value) for name, value in state.items()):
                 return {name: kept[name] for name in kept.files}
     except Exception:  # absent, or damaged in one of many ways: a new scan repairs it
@@ -94,17 +94,8 @@ def _scanning(cache: Path, on_progress: OnProgress) -> Iterator[None]:
         yield
 
 
-def keep(cache: Path | None, **arrays: npt.NDArray[Any]) -> None:
-    """Write the cache file atomically. Does nothing if it cannot be written."""
-    if cache is None:
-        return
-    part = None
-    try:
+def keep(cache: Path, **arrays: npt.NDArray[Any]) -> None:
+    """Write the cache file. Does nothing if it cannot be written."""
+    with suppress(OSError, UserError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=cache.parent, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(part, cache)
-    except OSError:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
+        write_atomically(cache, lambda file: np.savez(file, allow_pickle=False, **arrays))

@@ -2,9 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import UserError, reason
+from common.errors import UserError, reason, refusing
 from data.sources.cache import Arrays, OnProgress, no_report, scan_once, stamp
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
@@ -57,7 +57,7 @@ def refuse_closed(folder: Path) -> None:
 def class_folders(folder: Path) -> dict[str, os.stat_result]:
     """Class folder -> its status, in order of name. Raises UserError if one is a dead link."""
     found, dead = dict[str, os.stat_result](), list[str]()
-    with _listing(folder), os.scandir(folder) as entries:
+    with refusing(OSError, what=f"cannot read {folder}"), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -118,7 +118,10 @@ class Files:
 def list_files(folder: Path) -> Files:
     """What lies in a folder. Raises UserError if it cannot be read."""
     images, dead, unused = list[bytes](), list[str](), Counter[str]()
-    with _listing(folder), os.scandir(os.fsencode(folder)) as entries:
+    with (
+        refusing(OSError, what=f"cannot read {folder}"),
+        os.scandir(os.fsencode(folder)) as entries,
+    ):
         for entry in entries:
             name, extension = entry.name, os.path.splitext(entry.name.lower())[1]
             if name.startswith(b"."):
@@ -138,7 +141,7 @@ def _cached_scan(
     folder: Path, classes: dict[str, os.stat_result], on_progress: OnProgress
 ) -> FolderScan:
     """The images in these class folders or, if there are none, in the folder itself."""
-    with _listing(folder):
+    with refusing(OSError, what=f"cannot read {folder}"):
         statuses = [folder.stat(), *classes.values()]
     scan = partial(_scan, folder, list(classes), on_progress)
     if any(file_system(device).startswith("fuse") for device in {s.st_dev for s in statuses}):
@@ -211,11 +214,3 @@ def _refuse_unfinished(folder: Path) -> None:
             f"{folder} is not whole, scripts/prepare_imagenet.py was interrupted: type the same "
             "command again"
         )
-
-
-@contextmanager
-def _listing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {reason(error)}") from error

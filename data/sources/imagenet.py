@@ -20,6 +20,7 @@ from common.errors import UserError
 from data.sources.cache import Arrays, OnProgress, no_report, scan_once
 from data.sources.devkit import META, TRUTH, Devkit, read_devkit
 from data.sources.folders import SCAN_THREADS
+from data.sources.image_index import ImageIndex
 from data.sources.kaggle import SOLUTION, WORDS, read_kaggle
 from data.sources.tars import (
     BrokenTar,
@@ -43,17 +44,6 @@ _UNPACKED = "ILSVRC2012_devkit_t12"
 NUM_IMAGES = {"train": 1_281_167, "val": 50_000, "test": 100_000}
 
 _FORMAT = 2  # of a scan in the cache: raise it when the format changes
-
-
-@dataclass(frozen=True)
-class TarScan:
-    """The N images of a split, in order of class, then of name."""
-
-    path: Path  # of the tar
-    classes: list[str]  # sorted
-    counts: npt.NDArray[np.int64]  # images of each class; all 0 for test images, which have none
-    names: npt.NDArray[np.bytes_]  # [N]
-    reader: TarReader  # [N]
 
 
 def find_tar(root: Path, split: str) -> Path | None:
@@ -107,8 +97,8 @@ def label_val(source: Path, names: npt.NDArray[np.bytes_], devkit: Devkit) -> np
     return labels
 
 
-def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> TarScan:
-    """The images of the official tar of a split: train, val or test.
+def index_tar(root: Path, split: str, on_progress: OnProgress = no_report) -> ImageIndex:
+    """The images of the official tar of a split, labelled by the devkit's classes in order of name.
 
     The tar's headers are read once. The scan is kept in the user's cache folder until the size or
     modification time of the tar or the devkit changes. Raises UserError if a file is missing,
@@ -132,12 +122,13 @@ def scan_tars(root: Path, split: str, on_progress: OnProgress = no_report) -> Ta
     changed_ns = int(stamps[:, 1].max())
     arrays = scan_once(path, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
     size, modified_ns, _ = stamps[0].tolist()
-    return TarScan(
-        path,
-        classes=arrays["classes"].tolist(),
-        counts=arrays["counts"],
+    counts, num_images = arrays["counts"], len(arrays["names"])
+    return ImageIndex(
+        arrays["classes"].tolist(),
+        np.repeat(np.arange(len(counts)), counts) if split != "test" else np.full(num_images, -1),
+        folder=str(path),
         names=arrays["names"],
-        reader=TarReader(
+        tar=TarReader(
             str(path), (size, modified_ns), offsets=arrays["offsets"], sizes=arrays["sizes"]
         ),
     )

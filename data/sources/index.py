@@ -10,129 +10,32 @@ Classes are numbered in the order of the sorted names of the training classes (f
 rank of the WordNet id). Images are in order of class, then of name.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from common.errors import UserError
 from configs.schema import DataConfig
 from data.sources.cache import OnProgress, no_report
-from data.sources.folders import (
-    class_folders,
-    refuse_closed,
-    scan_classes,
-    scan_flat,
-)
+from data.sources.folders import class_folders, refuse_closed, scan_classes, scan_flat
+from data.sources.image_index import ImageIndex
 from data.sources.imagenet import (
     DEVKIT,
     TARS,
     find_tar,
     has_tars,
+    index_tar,
     label_files,
     label_val,
     open_devkit,
-    scan_tars,
 )
 from data.sources.kaggle import SOLUTION, SPLITS
-from data.sources.tars import TarReader
 from data.synthetic import make_synthetic
 
 DEFAULT_ROOT = "datasets/imagenet"
-
-
-@dataclass(frozen=True)
-class ImageIndex:
-    """N images and their labels. Picklable; readable from any thread or process."""
-
-    classes: list[str]  # sorted names; a label is a position in this list
-    labels: npt.NDArray[np.int64] = field(repr=False)  # [N] ascending; -1: unknown (test images)
-    folder: str  # root/split, or the tar, absolute
-    names: npt.NDArray[np.bytes_] = field(repr=False)  # [N] file names inside their class's folder
-    tar: TarReader | None = field(default=None, repr=False)  # [N] None: the images are files
-    flat: bool = False  # the files lie in `folder` itself, whatever their class
-    left_out: str = field(default="", repr=False)  # a sentence on files that are not used
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, i: int) -> str:
-        """Full path of image `i`, for messages; in a tar, /path/of.tar:class/name."""
-        name, label = os.fsdecode(self.names[i]), self.labels[i]
-        is_flat = self.flat or label < 0
-        inside = name if is_flat else os.path.join(self.classes[label], name)
-        return f"{self.folder}:{inside}" if self.tar else os.path.join(self.folder, inside)
-
-    def read(self, i: int) -> bytes:
-        """The encoded file of image `i`.
-
-        Raises OSError if it cannot be read, UserError if its tar has changed since it was indexed.
-        """
-        if self.tar:
-            return self.tar.read(i)
-        with open(self.path(i), "rb") as file:
-            return file.read()
-
-    def rows_by_class(self) -> list[range]:
-        """The rows of each class's images, in the order of the labels."""
-        first = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))
-        return [range(start, stop) for start, stop in pairwise(first.tolist())]
-
-    def only(self, rows: npt.NDArray[np.int64]) -> "ImageIndex":
-        """These images, in this order."""
-        tar = self.tar and self.tar.only(rows)
-        return replace(self, labels=self.labels[rows], names=self.names[rows], tar=tar)
-
-    def relabelled(self, classes: Sequence[str]) -> "ImageIndex":
-        """The same images with their classes numbered as in `classes`, in that order.
-
-        Raises UserError if `classes` lacks one of theirs.
-        """
-        if list(classes) == self.classes:
-            return self
-        unknown = sorted(set(self.classes) - set(classes))
-        if unknown:
-            raise UserError(
-                f"{self.folder} has a class {unknown[0]!r} ({len(unknown)} such) that the training "
-                "set does not have: remove it, or add its training images; or give eval.py the "
-                "data.root that the network was trained on"
-            )
-        new_label = {name: label for label, name in enumerate(classes)}
-        # The last entry is for images without a label, whose label is -1.
-        table = np.array([*(new_label[name] for name in self.classes), -1], np.int64)
-        index = replace(self, classes=list(classes), labels=table[self.labels])
-        return index.only(np.argsort(index.labels, kind="stable"))
-
-    def remarks(self) -> list[str]:
-        """Sentences on what a user may not expect: files not used, classes without images."""
-        told = [self.left_out] if self.left_out else []
-        rows = self.rows_by_class()
-        lacking = [name for name, part in zip(self.classes, rows, strict=True) if not part]
-        if lacking and (self.labels >= 0).any():
-            told.append(
-                f"{self.folder} has no image of {len(lacking):,} of {len(self.classes):,} classes, "
-                f"such as {lacking[0]}: errors are on the others"
-            )
-        return told
-
-    def fingerprint(self) -> str:
-        """Hex SHA-256 of all labels, class and file names: equal where the data set is the same.
-
-        Independent of the layout and of where the data set lies. The contents are not read.
-        """
-        digest = hashlib.sha256()
-        num_unlabelled = int(np.searchsorted(self.labels, 0))
-        if num_unlabelled:
-            digest.update(b"\0".join([b"-1", b"", *self.names[:num_unlabelled].tolist()]) + b"\0\0")
-        for label, (name, rows) in enumerate(zip(self.classes, self.rows_by_class(), strict=True)):
-            files = self.names[rows.start : rows.stop].tolist()
-            digest.update(b"\0".join([b"%d" % label, os.fsencode(name), *files]) + b"\0\0")
-        return digest.hexdigest()
 
 
 def scan_folder(
@@ -209,20 +112,6 @@ def index_folder(
         classes, labels, str(folder), names=scan.names, flat=True, left_out=scan.left_out
     )
     return index.only(np.argsort(labels, kind="stable"))
-
-
-def index_tar(root: Path, split: str, on_progress: OnProgress = no_report) -> ImageIndex:
-    """The images of the official tar of a split, labelled by the devkit's classes in order of name.
-
-    Raises as scan_tars does.
-    """
-    scan = scan_tars(root, split, on_progress)
-    labels = np.repeat(np.arange(len(scan.classes)), scan.counts)
-    if split == "test":
-        labels = np.full(len(scan.names), -1, np.int64)
-    return ImageIndex(
-        scan.classes, labels, folder=str(scan.path), names=scan.names, tar=scan.reader
-    )
 
 
 def class_names(root: Path | str, split: str) -> list[str]:

@@ -10,7 +10,7 @@ import tarfile
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import UserError, reason
+from common.errors import UserError, refusing
 from data.sources.cache import Stamp, stamp
 from data.sources.folders import is_image
 
@@ -66,15 +66,9 @@ def open_tar(path: Path) -> BinaryIO:
         return open(path, "rb", buffering=_BUFFER)
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn an OSError raised inside into a UserError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({reason(error)}): it must be a file that you may read"
-        ) from error
+def readable(path: Path) -> AbstractContextManager[None]:
+    """Turns an OSError raised inside into a UserError that names the file."""
+    return refusing(OSError, what=f"cannot read {path}", also="it must be a file that you may read")
 
 
 def read_headers(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.TarInfo]:
