@@ -74,36 +74,31 @@ def gpu_hours(job: Job, rates: Rates) -> float | None:
     names = [f"{job.model}@{scale}" for scale in job.dense_scales] if is_test else [job.model]
     if not names or any(name not in rates for name in names):
         return None
-    images = (job.images - job.seen) / len(names)
+    images = job.left / len(names)
     return sum(images / rates[name].images_per_second for name in names) / 3600
-
-
-def _left(job: Job) -> float:
-    """Multiply-adds still to do."""
-    return job.multiply_adds * (job.images - job.seen)
 
 
 def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher, card: str = "H100") -> str:
     """Every job with its command, its state and what it still has to process, and the sums."""
-    hours = [gpu_hours(job, rates) for job in jobs]
     lines = []
-    for job, needed in zip(jobs, hours, strict=True):
-        cost = f", {job.images - job.seen:,} images"
-        if needed is not None:
-            cost += f", {needed:,.2f} GPU hours"
+    trained, tested = list[float](), list[float]()  # hours of jobs whose speed was measured
+    unmeasured = 0.0  # multiply-adds of the others
+    for job in jobs:
+        cost, hours = f", {job.left:,} images", gpu_hours(job, rates)
+        if hours is not None:
+            cost += f", {hours:,.2f} GPU hours"
+            (trained if job.program == "train.py" else tested).append(hours)
         elif job.multiply_adds:
-            hours_left = hours_by_arithmetic(_left(job), card)
-            cost += f", {hours_left:,.2f} GPU hours by arithmetic"
+            operations = job.multiply_adds * job.left
+            cost += f", {hours_by_arithmetic(operations, card):,.2f} GPU hours by arithmetic"
+            unmeasured += operations
         wanted = f" [{', '.join(job.wanted_by)}]"
         lines.append(f"# {job.name}: {job.state}{'' if job.done else cost}{wanted}")
         lines.append(shlex.join(launcher.command(job)))
     training = [job for job in jobs if job.program == "train.py"]
-    left = sum(job.images - job.seen for job in training)
-    tests = sum(job.images - job.seen for job in jobs if job.program == "eval.py")
+    left = sum(job.left for job in training)
+    tests = sum(job.left for job in jobs) - left
     lines += ["", f"{len(training)} runs, {left:,} images to train on, {tests:,} to test on."]
-    pairs = [(job, needed) for job, needed in zip(jobs, hours, strict=True) if needed is not None]
-    trained = [needed for job, needed in pairs if job.program == "train.py"]
-    tested = [needed for job, needed in pairs if job.program == "eval.py"]
     models = {job.model for job in training}
     missing = sorted({job.model for job in training if not job.done} - rates.keys())
     if trained:
@@ -114,8 +109,7 @@ def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher, card: str 
         lines.append(f"Images per second of one GPU: {', '.join(speeds)}.")
     if tested:
         lines.append(f"{len(tested)} dense tests take about {sum(tested):,.1f} GPU hours.")
-    others = [job for job, needed in zip(jobs, hours, strict=True) if needed is None]
-    if total := hours_by_arithmetic(sum(map(_left, others)), card):
+    if total := hours_by_arithmetic(unmeasured, card):
         what = "The others take" if trained or tested else "All takes"
         lines.append(f"{what} about {total:,.1f} GPU hours {basis(card)}.")
     if missing:

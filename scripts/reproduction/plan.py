@@ -1,7 +1,7 @@
 """Which runs and tests a table or figure needs, and the command line of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -72,14 +72,19 @@ class Job:
     arguments: Sequence[str]
     folder: Path
     images: int  # to be processed in all
-    seen: int  # of them
     done: bool
+    seen: int = 0  # images of a run that are processed
     model: str = ""  # what its throughput is listed by; "": several models
     steps: int = 0  # done by a training run
     needs: Sequence["Job"] = ()
     dense_scales: Sequence[int] = ()  # of a dense test, each with as many images
     multiply_adds: float = 0  # of an image, mean over its scales; 0: not estimated
     wanted_by: list[str] = field(default_factory=list)  # tables and figures, added to by plan()
+
+    @property
+    def left(self) -> int:
+        """Images still to be processed."""
+        return 0 if self.done else self.images - self.seen
 
     @property
     def state(self) -> str:
@@ -141,15 +146,14 @@ class _Planner:
         """Table 7: the saved predictions of the six models, combined."""
         tests = [self.test(experiment, seed, DENSE) for experiment, seed in ENSEMBLE_MEMBERS]
         _, config = self.train(*ENSEMBLE_MEMBERS[0])
-        test = self.adapted(DENSE, config)
         return self.evaluate(
-            test,
+            DENSE,
+            config,
             folder=Path(config.runs) / f"{self.edition.experiment(ENSEMBLE)}-{config.data.name}",
-            files=[each.folder / f"predictions-{test.name}.npz" for each in tests],
-            images=min(_count_images(config, "val"), test.subset or NUM_IMAGES["val"]),
+            files=[each.folder / f"predictions-{DENSE.name}.npz" for each in tests],
+            needs=tests,
             root=config.data.root,
             save=True,
-            needs=tests,
         )
 
     def _train(self, experiment: str, seed: int) -> tuple[Job, TrainConfig]:
@@ -181,42 +185,30 @@ class _Planner:
     def test(self, experiment: str, seed: int, test: Test) -> Job:
         """The test of a run's last checkpoint; a member of the ensemble saves its predictions."""
         run, config = self.train(experiment, seed)
-        save = (experiment, seed) in ENSEMBLE_MEMBERS and test is DENSE
-        test = self.adapted(test, config)
-        images = min(_count_images(config, "val"), test.subset or NUM_IMAGES["train"])
-        crops = sum(_crops(test.views, s / config.data.validation_scale) for s in test.scales)
         return self.evaluate(
             test,
+            config,
             folder=run.folder,
             files=[run.folder / "checkpoints" / "last.pt"],
-            images=images * len(test.scales),
-            root=self.request.data,
-            save=save,
             needs=[run],
-            model=run.model,
-            dense_scales=test.scales if test.views == "dense" else (),
-            multiply_adds=_forward(config) * crops / len(test.scales),
+            root=self.request.data,
+            save=(experiment, seed) in ENSEMBLE_MEMBERS and test is DENSE,
         )
-
-    def adapted(self, test: Test, config: TrainConfig) -> Test:
-        """The test of a table as networks of this run are tested."""
-        return test.scaled(config.data.crop) if self.request.scaled else test
 
     def evaluate(
         self,
         test: Test,
+        config: TrainConfig,
         *,
         folder: Path,
         files: Sequence[Path],
-        images: int,
+        needs: Sequence[Job],
         root: str | None,
         save: bool,
-        needs: Sequence[Job],
-        model: str = "",
-        dense_scales: Sequence[int] = (),
-        multiply_adds: float = 0,
     ) -> Job:
-        """A run of eval.py on checkpoints or saved predictions; save: its predictions."""
+        """A test of a checkpoint, or of several networks' saved predictions; save: its own."""
+        if self.request.scaled:
+            test = test.scaled(config.data.crop)
         out = folder / f"result-{test.name}.json"
         several = f"[{','.join(map(str, files))}]"
         arguments = [f"checkpoint={files[0] if len(files) == 1 else several}"]
@@ -230,19 +222,25 @@ class _Planner:
             arguments.append(f"save_predictions={products[1]}")
         arguments += [key for key in self.request.overrides if key.startswith(_OF_EVAL)]
         done = all(job.done for job in needs) and _are_newer(products, files)
+        images = _count_images(config, "val")
         job = Job(
             name=folder.name,
             program="eval.py",
             arguments=arguments,
             folder=folder,
-            images=images,
-            seen=images if done else 0,
+            images=min(images, test.subset or images),
             done=done,
-            model=model,
             needs=needs,
-            dense_scales=dense_scales,
-            multiply_adds=multiply_adds,
         )
+        if len(needs) == 1:  # combining predictions costs nothing beside
+            crops = sum(_crops(test.views, s / config.data.validation_scale) for s in test.scales)
+            job = replace(
+                job,
+                images=job.images * len(test.scales),
+                model=needs[0].model,
+                dense_scales=test.scales if test.views == "dense" else (),
+                multiply_adds=_forward(config) * crops / len(test.scales),
+            )
         return self.jobs.setdefault(out, job)
 
 
