@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from configs.keys import keys_of
 from configs.schema import LoaderConfig, TrainConfig
+from configs.validate import one_of
 from data.decoding import Replaced
 from data.draws import Draws, Ints, centre_batches, training_draws
 from data.sources.index import ImageIndex
@@ -124,6 +126,7 @@ def _decode(
     on_error: str,
     on_event: OnEvent,
 ) -> Generator[Decoded]:
+    one_of("loader", loader.name, keys_of(LoaderConfig)["name"].choices)
     try:
         module = import_module(f"data.{loader.name}")
     except ModuleNotFoundError as error:

@@ -39,10 +39,10 @@ class State(TypedDict):
     classes: list[str]
     images: list[str]  # fingerprints of the training and the validation images
     mean: Tensor
-    progress: dict[str, Any]  # engine.progress.Progress
+    progress: dict[str, object]  # engine.progress.Progress
     network: dict[str, Tensor]
-    optimizer: NotRequired[dict[str, Any]]  # torch's; not in best.pt
-    scaler: NotRequired[dict[str, Any]]  # torch's; not in best.pt
+    optimizer: NotRequired[dict[str, object]]  # torch's; not in best.pt
+    scaler: NotRequired[dict[str, object]]  # torch's; not in best.pt
 
 
 def save_checkpoint(path: Path, state: State, *, epoch: int | None = None, keep: int = 0) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.files import read_json_lines
 from tests.conftest import ROOT, checkpoint, free_port, metrics, run_program, torchrun
 from tests.test_train import same_tensors
 
@@ -43,7 +42,7 @@ def test_one_process_is_told_to_stop_and_both_do(fifty: list[str], runs: Path, t
     folder = runs / "told-one"
     arguments = [*fifty, f"name={folder.name}", "checkpoint.every_steps=0"]
     with pair(*arguments) as processes:
-        while len(read_json_lines(folder / "metrics.jsonl")) < 3:
+        while len(metrics(folder)) < 3:
             assert [process.poll() for process in processes] == [None, None]
             time.sleep(0.001)
         processes[1].send_signal(signal.SIGTERM)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from common.files import read_json_lines
 from tests.conftest import ROOT, checkpoint, metrics, run_program
 from tests.slurm_cluster import Cluster, missing, open_cluster
 from tests.test_train import same_tensors
@@ -73,7 +72,7 @@ def until_trained(folder: Path) -> list[int]:
     """Wait for the first line of metrics, of step 7; the run's processes."""
     end = time.monotonic() + 300
     pids: list[int] = []
-    while not read_json_lines(folder / "metrics.jsonl"):
+    while not metrics(folder):
         assert time.monotonic() < end, "the job did not begin to train"
         pids = pids or processes(folder.name)
         time.sleep(0.001)

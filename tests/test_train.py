@@ -134,7 +134,7 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE
     )
-    while process.poll() is None and not read_json_lines(folder / "metrics.jsonl"):
+    while process.poll() is None and not metrics(folder):
         time.sleep(0.001)
     os.killpg(process.pid, number)  # the loader's processes hear it too
     _, stderr = process.communicate(timeout=120)

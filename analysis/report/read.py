@@ -216,6 +216,7 @@ def _networks(result: dict[str, Any], folder: Path) -> list[str]:
     files = [Path(file) for file in result["checkpoints"]]
     homes = [file.parents[file.parent.name == "checkpoints"] for file in files]
     out = result["config"].get("out")
-    written_in = Path(out).parent if out else homes[0]
-    names = [folder.name if home == written_in else home.name for home in homes]
+    own = Path(out).parent if out else homes[0]
+    is_run = (folder / "config.yaml").is_file()  # an ensemble's networks are all elsewhere
+    names = [folder.name if is_run and home == own else home.name for home in homes]
     return [f"{name}/{file.name}" for name, file in zip(names, files, strict=True)]

@@ -62,7 +62,10 @@ def check(
     refuse_closed(root)
     if not root.is_dir():
         raise UserError(f"no data set at {root}: give the folder that holds ImageNet's tars")
-    paths = {split: _tars_and_folders(root, split) for split in SPLITS}
+    paths = {
+        split: [path for path in (find_tar(root, split), split_folder(root, split)) if path]
+        for split in SPLITS
+    }
     if not any(paths.values()):
         raise UserError(f"{root} holds neither {TARS['train'][0]} and the like nor train/ and val/")
     run = _Check(root, release, tell)
@@ -87,10 +90,6 @@ def check(
             if decode and len(index):
                 _check_images(run, split, index, num_workers=decode)
     return run.faults
-
-
-def _tars_and_folders(root: Path, split: str) -> list[Path]:
-    return [path for path in (find_tar(root, split), split_folder(root, split)) if path]
 
 
 def _check_devkit(run: _Check) -> None:

@@ -7,7 +7,6 @@ images were divided among processes.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +112,7 @@ def statistics(
     return Statistics(total.num_images, total.unreadable, mean, covariance)
 
 
-def to_json(result: Statistics, scale: int, fingerprint: str) -> dict[str, Any]:
+def to_json(result: Statistics, scale: int, fingerprint: str) -> dict[str, object]:
     """What is written beside the mean image, as plain values."""
     values, vectors = result.principal_colours()
     return {
@@ -127,11 +126,6 @@ def to_json(result: Statistics, scale: int, fingerprint: str) -> dict[str, Any]:
         "eigenvalues": values.tolist(),
         "eigenvectors": vectors.tolist(),
         "colour_values": (values / 255).tolist(),
-        "in_use": {
-            "CHANNEL_MEAN": list(CHANNEL_MEAN),
-            "COLOUR_VALUES": COLOUR_VALUES.tolist(),
-            "COLOUR_VECTORS": COLOUR_VECTORS.tolist(),
-        },
     }
 
 

@@ -18,7 +18,7 @@ from threading import Event
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import UserError, reason
+from common.errors import UserError, reason, refusing
 from common.files import lock
 from data.sources.folders import UNFINISHED
 from data.sources.index import ImageIndex, scan_folder
@@ -210,12 +210,8 @@ def _write(folder: _Folder, bar: tqdm, stop: Event) -> None:
     for i in folder.rows:
         if stop.is_set():
             return
-        try:
+        with refusing(OSError, what=f"cannot read image {folder.index.path(i)}"):
             data = folder.index.read(i)
-        except OSError as error:
-            raise UserError(
-                f"cannot read image {folder.index.path(i)} ({reason(error)})"
-            ) from error
         with open(folder.part / os.fsdecode(folder.index.names[i]), "xb") as file:
             file.write(data)
         with bar.get_lock():

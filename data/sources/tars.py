@@ -79,9 +79,10 @@ def read_headers(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.Ta
     """
     length = os.fstat(file.fileno()).st_size
     end, at = length if stop is None else stop, file.tell()
-    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
     try:
-        with tarfile.open(fileobj=file, mode="r:", **options) as tar:
+        with tarfile.open(
+            fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             while at < end and (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]
                 if member.size < 0 or tar.offset <= at:

@@ -55,6 +55,7 @@ class DataBenchmark(Benchmark):
 
     paths: ClassVar = {
         "dali": "ours: decodes the crop's region only",
+        "dali_whole": "ours, loader.decode=whole: as a GPU's JPEG engine can",
         "torchvision": "ours: decodes all, resizes the crop only",
         "whole_images": "ours, as in tests: DALI decodes all, all is resized to 256",
         "plain_dali": "DALI: decode, resize, crop_mirror_normalize",
@@ -83,6 +84,7 @@ class DataBenchmark(Benchmark):
             index = scan_folder(folder, "train")
             batches: dict[str, Callable[[], Iterator[int]]] = {
                 "dali": lambda: self._ours("dali", index),
+                "dali_whole": lambda: self._ours("dali", index, decode="whole"),
                 "torchvision": lambda: self._ours("torchvision", index),
                 "whole_images": lambda: self._whole_images(index),
                 "plain_dali": lambda: self._run_dali(folder, decode_only=False),
@@ -126,8 +128,8 @@ class DataBenchmark(Benchmark):
         cpu_ms.append((time.process_time() - cpu) / seen * 1e3)
         return (now() - start) / seen
 
-    def _ours(self, name: str, index: ImageIndex) -> Iterator[int]:
-        config = LoaderConfig(name=name, workers=self.threads, device=self.device)
+    def _ours(self, name: str, index: ImageIndex, decode: str = "region") -> Iterator[int]:
+        config = LoaderConfig(name, workers=self.threads, device=self.device, decode=decode)
         draws = training_batches(0, 0, 2**31, BATCH, len(index), (LOW, HIGH))
         with closing(
             load(index, draws, crop=CROP, loader=config, on_error="stop", on_event=print)
