@@ -1,5 +1,6 @@
 """Bad input: one readable sentence on stderr and a non-zero exit status."""
 
+import errno
 import io
 import os
 import select
@@ -39,9 +40,14 @@ def has_lost_reader() -> bool:
         pipes.register(number, select.POLLERR)
     lost = [number for number, event in pipes.poll(0) if event & select.POLLERR]
     for number in lost:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), number)
+        _drop(number)
     return bool(lost)
+
+
+def _drop(number: int) -> None:
+    """Let what is written to this descriptor go nowhere."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), number)
 
 
 def tell(error: BaseException) -> int:
@@ -68,8 +74,9 @@ def tell(error: BaseException) -> int:
 def one_sentence() -> Iterator[None]:
     """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
 
-    Ctrl-C ends it with a word, `| head` without one. Any other exception is a bug and keeps its
-    traceback. File names that are not UTF-8 are printed escaped, on stdout as on stderr.
+    Ctrl-C ends it with a word, `| head` without one, and output to a full disk with the system's
+    sentence. Any other exception is a bug and keeps its traceback. File names that are not UTF-8
+    are printed escaped, on stdout as on stderr.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -79,6 +86,11 @@ def one_sentence() -> Iterator[None]:
             sys.stdout.flush()
     except (UserError, KeyboardInterrupt, BrokenPipeError) as error:
         sys.exit(tell(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop(1)  # what is left of the output, which the end of the program would try to write
+        sys.exit(tell(UserError(f"cannot write the output ({reason(error)})")))
 
 
 @contextmanager

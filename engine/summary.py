@@ -14,7 +14,8 @@ def headline(run: "Trainer") -> str:
     """What is trained, on what, from where to where, and how long it takes if that is known."""
     step, config, train = run.progress.step, run.config, run.dataset.train
     if step >= run.total:
-        return f"{run.folder} has done {step:,} steps of {run.total:,}: nothing is left to train"
+        asked = f", and {run.total:,} are asked for" if step > run.total else ""
+        return f"{run.folder} has done {step:,} steps{asked}: nothing is left to train"
     steps = f"{run.total:,}"
     course = f"resuming at step {step:,} of {steps}" if step else f"training for {steps} steps"
     epochs = run.total * config.batch_size / len(train)
@@ -53,14 +54,14 @@ def time_estimate(run: "Trainer") -> str:
 
 def shown_beside(metrics: TrainMetrics, seconds_left: float | None) -> dict[str, str]:
     """How training goes, for a plain line or beside the progress bar."""
-    return {
+    shown = {
         "epoch": f"{metrics.epoch}",
         "loss": f"{metrics.loss:.4f}",
         "lr": f"{metrics.lr:g}",
         "images/s": f"{metrics.images_per_second:.1f}",
         "waiting for data": f"{100 * metrics.data_wait:.0f} %",
-        "ETA": "?" if seconds_left is None else duration(seconds_left),
     }
+    return shown if seconds_left is None else {**shown, "ETA": duration(seconds_left)}
 
 
 def outcome(run: "Trainer") -> str:

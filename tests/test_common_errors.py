@@ -53,6 +53,22 @@ def test_a_refusal_is_said_even_then() -> None:
     assert without_reader("-c", PRINTING, "1", "there is no such file", both=True).returncode == 1
 
 
+@pytest.mark.parametrize("times", ["1", "100000"])
+def test_output_to_a_full_disk_is_no_traceback(times: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTING.replace(", flush=True", ""), times, ""],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    sentence = "error: cannot write the output (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
 def test_training_is_saved(command: list[str], runs: Path) -> None:
     folder = runs / "unread"
     arguments = [*command, f"name={folder.name}"]
