@@ -27,24 +27,46 @@ from models.network import Head
 _WEIGHT = 4  # bytes; weights, gradients and momentum are fp32 whatever the arithmetic
 
 # torch 2.14 has new names for these, 2.11 only the old ones.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+# Operators that torch.compile does not look into: compiled by torch 2.11, a backward pass lost what
+# a collective had written into a tensor, and the fc layers got gradients of zero.
+@torch.library.custom_op("rectifiers::all_gather", mutates_args=())
+def _all_gather(part: Tensor) -> Tensor:
+    parts = _like_all_parts(part)
+    _all_gather_into(parts, part.contiguous())
+    return parts
+
+
+@torch.library.custom_op("rectifiers::reduce_scatter", mutates_args=())
+def _reduce_scatter(parts: Tensor) -> Tensor:
+    mine = _like_one_part(parts)
+    _reduce_scatter_into(mine, parts.contiguous())
+    return mine
+
+
+@_all_gather.register_fake
+def _like_all_parts(part: Tensor) -> Tensor:
+    return part.new_empty(dist.get_world_size() * len(part), *part.shape[1:])
+
+
+@_reduce_scatter.register_fake
+def _like_one_part(parts: Tensor) -> Tensor:
+    return parts.new_empty(len(parts) // dist.get_world_size(), *parts.shape[1:])
 
 
 def gather(part: Tensor, dim: int) -> Tensor:
     """All processes' parts, joined along `dim` in order of rank."""
-    size = dist.get_world_size()
-    parts = part.new_empty(size * len(part), *part.shape[1:])
-    _all_gather(parts, part.contiguous())
-    return parts.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
+    parts = _all_gather(part).unflatten(0, (dist.get_world_size(), -1))
+    return parts.movedim(0, dim).flatten(dim, dim + 1)
 
 
 def scatter_sum(partial: Tensor, dim: int) -> Tensor:
     """The sum of all processes' tensors, in fp32, of which each gets its part along `dim`."""
     parts = partial.float().unflatten(dim, (dist.get_world_size(), -1)).movedim(dim, 0)
-    mine = parts.new_empty(parts.shape[1:])
-    _reduce_scatter(mine, parts.flatten(0, 1).contiguous())
-    return mine
+    return _reduce_scatter(parts.flatten(0, 1))
 
 
 class Gather(torch.autograd.Function):

@@ -94,9 +94,9 @@ def picture_figure(pictures: list[ClassifiedPicture], title: str) -> bytes:
         title += f" (the first {_SHOWN} of {len(pictures)} pictures)"
     shown = []
     for each in pictures[:_SHOWN]:
-        guesses = list(zip(each.words, each.probabilities, strict=True))
+        predictions = list(zip(each.words, each.probabilities, strict=True))
         with refusing(OSError, what=f"cannot read {each.image}"):
-            shown.append(Picture(Path(each.image).read_bytes(), each.truth_words, guesses))
+            shown.append(Picture(Path(each.image).read_bytes(), each.truth_words, predictions))
     draw_pictures(shown, file := BytesIO(), title)
     return file.getvalue()
 
@@ -107,7 +107,7 @@ class Picture:
 
     image: bytes  # the encoded file
     truth: str | None  # None: not known
-    guesses: list[tuple[str, float]]  # class and probability, most probable first
+    predictions: list[tuple[str, float]]  # class and probability, most probable first
 
 
 def draw_pictures(pictures: list[Picture], file: Path | IO[bytes], title: str) -> None:
@@ -127,7 +127,7 @@ def draw_pictures(pictures: list[Picture], file: Path | IO[bytes], title: str) -
     for place, picture in enumerate(pictures):
         row, column = divmod(place, columns)
         _draw_image(grid[2 * row][column], picture)
-        _draw_guesses(grid[2 * row + 1][column], picture)
+        _draw_predictions(grid[2 * row + 1][column], picture)
     figure.savefig(file, dpi=110)
 
 
@@ -137,14 +137,14 @@ def _draw_image(axes: Axes, picture: Picture) -> None:
     axes.imshow(small, interpolation="none")
     if picture.truth is None:
         return
-    right = picture.truth in [name for name, _ in picture.guesses]
+    right = picture.truth in [name for name, _ in picture.predictions]
     colour = _RIGHT if right else _WRONG
     mark = "" if right else " (not among the five)"
     axes.set_title(f"true: {_short(picture.truth, 30)}{mark}", fontsize=9, color=colour)
 
 
-def _draw_guesses(axes: Axes, picture: Picture) -> None:
-    for place, (name, probability) in enumerate(picture.guesses):
+def _draw_predictions(axes: Axes, picture: Picture) -> None:
+    for place, (name, probability) in enumerate(picture.predictions):
         true = name == picture.truth
         colour = _RIGHT if true else GREY
         axes.barh(-place, probability, height=0.85, color=colour, alpha=0.25)

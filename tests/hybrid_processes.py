@@ -33,13 +33,14 @@ class Traffic:
         self.sent, self.ring = 0.0, (world.size - 1) / world.size
         gather, scatter = engine.hybrid._all_gather, engine.hybrid._reduce_scatter
 
-        def counted_gather(out: Tensor, part: Tensor) -> None:
-            self.sent += self.ring * out.nbytes
-            gather(out, part)
-
-        def counted_scatter(out: Tensor, parts: Tensor) -> None:
+        def counted_gather(part: Tensor) -> Tensor:
+            parts = gather(part)
             self.sent += self.ring * parts.nbytes
-            scatter(out, parts)
+            return parts
+
+        def counted_scatter(parts: Tensor) -> Tensor:
+            self.sent += self.ring * parts.nbytes
+            return scatter(parts)
 
         engine.hybrid._all_gather = counted_gather
         engine.hybrid._reduce_scatter = counted_scatter

@@ -47,10 +47,10 @@ def test_examples_are_right_or_wrong_as_asked(saved: Path, small: Path, index: I
         assert len(set(labels)) == 10
         for picture, label in zip(pictures, labels, strict=True):
             assert picture.truth == words[label]
-            names = [name for name, _ in picture.guesses]
+            names = [name for name, _ in picture.predictions]
             expected = [words[(label + k) % 10] for k in range(1, 6)]
             assert names[0] == picture.truth if right else names == expected
-            assert picture.guesses[0][1] == pytest.approx(0.5, abs=1e-3)
+            assert picture.predictions[0][1] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_predictions_of_other_images_are_refused(

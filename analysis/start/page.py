@@ -92,10 +92,9 @@ def _section(records: Runs, folder: Path) -> str:
         lambda r: (r.case.network, r.case.remedy),
     )
     parts = [
-        f"## {case.data}: crops of {case.crop} pixels at scale {scale}",
+        f"## {case.data}: crops of {case.crop} pixels at scale {scale}, {case.precision}",
         f"{case.num_images:,} images of {case.num_classes:,} classes (ln K = "
-        f"{math.log(case.num_classes):.3f}), shorter side {scale}, batches of {case.batch_size}, "
-        f"{case.precision}.",
+        f"{math.log(case.num_classes):.3f}), shorter side {scale}, batches of {case.batch_size}.",
         _table(_LOSSES, rows),
         '"At the end": mean of the last ten steps of the runs that did not diverge.',
         _table(_FEATURES, [runs for row in rows if (runs := _probed(row))]),
