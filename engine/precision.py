@@ -18,6 +18,12 @@ class Precision:
     name: str
     device: torch.device
 
+    def __str__(self) -> str:
+        """For a person, with what this device makes of it."""
+        lacks = self.name == "bf16" and self.device.type == "cpu" and not _has_fast_bf16()
+        advice = ", which this CPU only emulates: precision=fp32 is many times faster"
+        return self.name + advice * lacks
+
     def autocast(self) -> Any:
         """Context for the forward pass."""
         dtype = _AUTOCAST[self.name]
@@ -35,6 +41,11 @@ class Precision:
 
             return ShardedGradScaler(self.device.type)
         return torch.amp.GradScaler(self.device.type, enabled=enabled)
+
+
+def _has_fast_bf16() -> bool:
+    """Whether oneDNN computes in bf16 on this CPU; on x86 it needs AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def set_precision(name: str, device: torch.device, *, fixed_shapes: bool = True) -> Precision:

@@ -29,6 +29,7 @@ def headline(run: "Trainer") -> str:
         "images": f"{len(train):,} of {run.dataset.num_classes:,} classes, "
         f"{run.val_images:,} to validate on",
         "devices": run.world.name,
+        "arithmetic": f"{run.step.precision}",
         "checkpoints": f"{between}after each epoch, in {run.folder / 'checkpoints'}",
         "time": time_estimate(run),
     }
