@@ -235,7 +235,7 @@ def check_forward(code: str) -> None:
 def check_backward(code: str) -> None:
     """A layer's gradients, of slopes, input and bias, are three kernels and six passes.
 
-    Where a pool ends the layer, its own gradient may take one more of each.
+    Where a pool ends the layer, its own gradient may take one more pass, and a kernel.
     """
     assert len(re.findall(r"aten\.convolution_backward\.default\(", code)) == LAYERS
     layers: list[list[Kernel]] = [[]]
@@ -250,7 +250,10 @@ def check_backward(code: str) -> None:
     pooled = [any("pool" in kernel.name for kernel in layer) for layer in layers]
     assert sum(pooled) == POOLED
     for layer, has_pool in zip(layers, pooled, strict=True):
-        assert len(layer) <= 3 + has_pool
+        own = [kernel for kernel in layer if re.search("prelu|convolution", kernel.name)]
+        assert len(own) <= 3
+        assert len(layer) <= len(own) + has_pool
+        assert layer[-1].passes == 1  # the bias's
         assert sum(kernel.passes for kernel in layer) <= 6 + has_pool
 
 
