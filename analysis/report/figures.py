@@ -239,8 +239,15 @@ def draw_class_errors(per_class: Sequence[ClassRow], title: str, edition: Editio
     summary += f" (paper, test set: {FIG6_AT_ZERO})" if edition.is_paper else ""
     axes.text(0.02, 0.95, summary, transform=axes.transAxes, va="top")
     worst = [f"{row['top5_error']:5.1f} %  {class_name(row)}" for row in rows[::-1][:_NUM_NAMED]]
-    named = axes.text(0.02, 0.86, "\n".join(["highest:", *worst]), transform=axes.transAxes)
-    named.set(color=VERMILLION, va="top", fontsize=9)
+    axes.text(
+        0.02,
+        0.86,
+        "\n".join(["highest:", *worst]),
+        transform=axes.transAxes,
+        va="top",
+        fontsize=9,
+        color=VERMILLION,
+    )
     axes.set_xlabel("classes, in order of their error")
     axes.set_ylabel("top-5 error, %")
     axes.set_ylim(0, max(errors.max() * 1.05, 1))
