@@ -61,8 +61,7 @@ def network_input(images: Tensor, mean: Tensor, colours: Tensor | None = None) -
     """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W] (channels last in memory), mean subtracted.
 
     mean: [1, 1, 3] or [H, W, 3]; colours: [B, 3], the colour change of [16], which is added to the
-    pixel values (Sec. 3). These keep their scale here: the network divides them (models/network.py,
-    Scale).
+    pixel values (Sec. 3). The values keep their scale, some -128 to 128: nothing divides them.
     """
     x = images.to(torch.float32) - mean
     if colours is not None:

@@ -20,9 +20,13 @@ class Precision:
 
     def __str__(self) -> str:
         """For a person, with what this device makes of it."""
-        lacks = self.name == "bf16" and self.device.type == "cpu" and not _has_fast_bf16()
         advice = ", which this CPU only emulates: precision=fp32 is many times faster"
-        return self.name + advice * lacks
+        return self.name + advice * self.is_emulated
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether the device has no such arithmetic, and takes many times as long for it."""
+        return self.name == "bf16" and self.device.type == "cpu" and not _has_fast_bf16()
 
     def autocast(self) -> Any:
         """Context for the forward pass."""

@@ -157,6 +157,8 @@ def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Sco
         state = load_checkpoint(network.path)
     name = config.precision or run.precision
     precision = set_precision(name, world.device, fixed_shapes=False)
+    if world.is_main and precision.is_emulated:
+        print(f"precision={precision}", flush=True)
     return Scorer(
         network=restore_network(state, run).to(world.device).to(memory_format=torch.channels_last),
         mean=state["mean"].to(world.device),

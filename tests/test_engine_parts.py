@@ -1,5 +1,8 @@
 """The update rule, the schedule and the refusals, each against its definition."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from configs.validate import validate
 from engine.distributed import World
 from engine.optim import build_optimizer, set_learning_rate
 from engine.parallel import load_whole_state, open_parallel, whole_state
+from engine.precision import Precision
 from engine.schedule import learning_rate
 from models.network import build_network
 from tests.conftest import composed
@@ -37,6 +41,13 @@ def test_sgd_is_eq_4_and_a_switch_of_the_rate_scales_the_velocity() -> None:
         optimizer.step()
         for name, parameter in layers.named_parameters():
             torch.testing.assert_close(parameter.detach(), expected[name])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other CPUs have other flags")
+def test_bf16_is_emulated_where_there_is_no_avx_512() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert Precision("bf16", torch.device("cpu")).is_emulated == ("avx512bw" not in flags)
+    assert not Precision("fp32", torch.device("cpu")).is_emulated
 
 
 def test_loaded_momentum_has_the_strides_of_its_parameter() -> None:
