@@ -15,12 +15,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
 from configs.help import answer_help
 from configs.schema import EvalConfig
-from configs.store import refuse_early
+from configs.store import compose_early
 from configs.validate import validate_eval
 
 if __name__ == "__main__":  # before torch is loaded
     answer_help(EvalConfig)
-    refuse_early(EvalConfig, validate_eval, "eval")
+    config = compose_early(EvalConfig, validate_eval, "eval")
 
 import hydra
 import numpy as np
@@ -41,7 +41,7 @@ from evaluation.evaluate import (
     open_network,
     score_network,
 )
-from evaluation.pictures import classify_pictures, picture_figure
+from evaluation.pictures import classify_pictures
 from evaluation.predictions import (
     Predictions,
     ensemble,
@@ -151,6 +151,8 @@ def build_report(
         return Report(
             text, {**result, "config": to_dict(config)}, submission(combined, root).encode
         )
+    from evaluation.picture_figure import picture_figure  # matplotlib takes a second
+
     pictures = classify_pictures(combined, index, subject.words or combined.classes)
     result |= {"images": len(pictures), "pictures": [asdict(each) for each in pictures]}
     title = f"Five most probable classes, {', '.join(networks)}, views={config.views}"
@@ -167,16 +169,23 @@ def class_words(root: str, classes: list[str]) -> list[str]:
     return [words.get(name, name) for name in classes]
 
 
+def run(config: EvalConfig) -> None:
+    """Evaluate, in all processes; raises UserError or Stopped."""
+    with open_world(config.device, config.timeout) as world:
+        evaluate(config, world)
+
+
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(raw: DictConfig) -> None:
-    """Compose, validate, evaluate."""
+    """For Hydra's own options, such as --multirun."""
     with one_sentence():
-        config = to_config(raw, EvalConfig)
-        with open_world(config.device, config.timeout) as world:
-            evaluate(config, world)
+        run(to_config(raw, EvalConfig))
 
 
 if __name__ == "__main__":
     with one_sentence():
-        sys.argv[1:] = as_typed(sys.argv[1:], EvalConfig)
-    main()
+        if config:
+            run(config)
+        else:
+            sys.argv[1:] = as_typed(sys.argv[1:], EvalConfig)
+            main()

@@ -14,13 +14,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from configs.help import answer_help
 from configs.schema import TrainConfig
-from configs.store import refuse_early
+from configs.store import compose_early
 from configs.validate import validate
 
 if __name__ == "__main__":  # before torch is loaded
     answer_help(TrainConfig)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    refuse_early(TrainConfig, partial(validate, num_processes=num_processes), "train")
+    check = partial(validate, num_processes=num_processes)
+    config = compose_early(TrainConfig, check, "train")
 
 import hydra
 import torch
@@ -116,25 +117,32 @@ def evaluation_command(config: TrainConfig) -> str:
     return shlex.join(["python", *words])
 
 
+def run(config: TrainConfig) -> None:
+    """Validate, build, fit; raises UserError or Stopped."""
+    with open_world(config.device, config.timeout) as world:
+        if world.device.type == "cpu":
+            keep_freed_memory()
+        validate(config, world.size)
+        check_run(config.folder, to_dict(config), world)
+        trainer = build(config, world)
+        with open_run(config.folder, trainer.settings, world):
+            trainer.fit()
+        if world.is_main:
+            command = evaluation_command(config)
+            print(f"{outcome(trainer)}\n  to test it   {command}", flush=True)
+
+
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(raw: DictConfig) -> None:
-    """Compose, validate, build, fit."""
+    """For Hydra's own options, such as --multirun."""
     with one_sentence():
-        config = to_config(raw, TrainConfig)
-        with open_world(config.device, config.timeout) as world:
-            if world.device.type == "cpu":
-                keep_freed_memory()
-            validate(config, world.size)
-            check_run(config.folder, to_dict(config), world)
-            trainer = build(config, world)
-            with open_run(config.folder, trainer.settings, world):
-                trainer.fit()
-            if world.is_main:
-                command = evaluation_command(config)
-                print(f"{outcome(trainer)}\n  to test it   {command}", flush=True)
+        run(to_config(raw, TrainConfig))
 
 
 if __name__ == "__main__":
     with one_sentence():
-        sys.argv[1:] = as_typed(sys.argv[1:], TrainConfig)
-    main()
+        if config:
+            run(config)
+        else:
+            sys.argv[1:] = as_typed(sys.argv[1:], TrainConfig)
+            main()

@@ -57,16 +57,19 @@ def _sentence(error: HydraException, program: str) -> str:
     return "; ".join(" ".join(part.split()) for part in parts)
 
 
-def refuse_early(kind: type[T], check: Callable[[T], None], program: str) -> None:
-    """End the program with a sentence if its command line does not compose or `check` refuses it.
+def compose_early(kind: type[T], check: Callable[[T], None], program: str) -> T | None:
+    """The configuration of this program's command line; None: it has options such as --cfg.
 
-    Called before torch is loaded, which takes seconds. Options such as --cfg are left to Hydra.
+    Ends the program with a sentence if the command line does not compose, or if `check` refuses it.
+    Called before torch is loaded, which takes seconds. Options are left to Hydra.
     """
     arguments = sys.argv[1:]
     if any(argument.startswith("-") for argument in arguments):
-        return
+        return None
     with one_sentence():
-        check(compose_config(arguments, kind, program))
+        config = compose_config(arguments, kind, program)
+        check(config)
+        return config
 
 
 def as_typed(arguments: Sequence[str], kind: type) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.errors import UserError, refusing
 from common.files import link, write_atomically
+from engine.optim import OptimizerState
 
 if TYPE_CHECKING:
     from configs.schema import DataConfig
@@ -41,7 +42,7 @@ class State(TypedDict):
     mean: Tensor
     progress: dict[str, object]  # engine.progress.Progress
     network: dict[str, Tensor]
-    optimizer: NotRequired[dict[str, object]]  # torch's; not in best.pt
+    optimizer: NotRequired[OptimizerState]  # not in best.pt
     scaler: NotRequired[dict[str, object]]  # torch's; not in best.pt
 
 

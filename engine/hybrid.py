@@ -12,19 +12,19 @@ sent: for model C 252 of 331 million parameters. Activations are sent instead:
     fc3       [B, K]     inputs divided: a partial sum; summed and given back by rows, [b, K]
 """
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from engine.distributed import World
-from models.describe import Description
-from models.network import Head
-
-_WEIGHT = 4  # bytes; weights, gradients and momentum are fp32 whatever the arithmetic
+from engine.parallel import gradients
+from models.network import Head, Network
 
 # torch 2.14 has new names for these, 2.11 only the old ones.
 _all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -163,45 +163,48 @@ def gradients_of_all(head: nn.Module, world: World) -> None:
             parameter.register_hook(mean_of_parts)
 
 
-@dataclass
-class Cost:
-    """What one process sends and keeps."""
+class Hybrid:
+    """parallel=hybrid: the convolutions on every process, the fc layers divided among them."""
 
-    parallel: str
-    bytes_sent: int  # a step, as rings send: gradients, and what the fc layers exchange
-    bytes_kept: int  # weights, gradients and momentum, between steps
+    def __init__(self, world: World) -> None:
+        self.world = world
 
+    def share_out(self, network: Network) -> Network:
+        self.empty_head = copy.deepcopy(network.head).to("meta")
+        head = ShardedHead(network.head, self.world)
+        self.dims = {f"head.{name}": dim for name, dim in head.dims.items()}
+        return Network(network.trunk, network.spp, head)
 
-def costs(network: Description, num_processes: int, batch_size: int, precision: str) -> list[Cost]:
-    """The costs of parallel=ddp and parallel=hybrid, by arithmetic.
+    def connect(self, network: Network) -> nn.Module:
+        gradients_of_all(network.head, self.world)
+        return Network(self.world.replicate(network.trunk), network.spp, network.head)
 
-    In a ring all-reduce of n bytes each process sends 2 (P-1)/P n, in a gather or a reduce-scatter
-    half of that. Activations are sent in the arithmetic's type, or in fp32 where they are summed,
-    and with each image its key for dropout.
-    """
-    fc1, fc2, fc3 = (layer for layer in network.layers if layer.kind == "fc")
-    [features] = next(layer.shape for layer in network.layers if layer.kind == "spp")
-    [hidden], [classes] = fc2.shape, fc3.shape
-    per_image = 2 if precision in ("bf16", "fp16") else 4
-    forward = per_image * features + 4 * (hidden + classes) + 8
-    backward = 4 * features + per_image * (hidden + classes)
-    slopes = sum(layer.slopes for layer in (fc1, fc2) if layer.slopes > 1)  # not one of a layer
-    divided = sum(layer.parameters for layer in (fc1, fc2, fc3)) - classes + slopes  # not fc3.bias
-    everything = network.parameters + network.slopes
-    ring, kept = (num_processes - 1) / num_processes, 3 * _WEIGHT
-    averaged = 2 * _WEIGHT * (everything - divided - classes)
-    sent = ring * (averaged + batch_size * (forward + backward))
-    rest = everything - divided
-    return [
-        Cost("ddp", round(2 * ring * everything * _WEIGHT), everything * kept),
-        Cost("hybrid", round(sent), (rest + divided // num_processes) * kept),
-    ]
+    def whole(self, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            yield name, gather(tensor, self.dims[name]) if name in self.dims else tensor
 
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        if name not in self.dims:
+            return whole
+        return whole.chunk(self.world.size, self.dims[name])[self.world.rank].contiguous()
 
-def cost_table(costs: list[Cost]) -> str:
-    """The costs for a person."""
-    return "\n".join(
-        f"parallel={cost.parallel:<7} sends {cost.bytes_sent / 1e6:9,.1f} MB a step, keeps "
-        f"{cost.bytes_kept / 1e9:6.2f} GB (weights, gradients, momentum), each process"
-        for cost in costs
-    )
+    def norms(self, tensors: dict[str, Tensor]) -> Tensor:
+        squares = torch.stack(torch._foreach_norm(list(tensors.values()))).double().square()
+        sharded = torch.tensor([name in self.dims for name in tensors])
+        total = self.world.sum(torch.where(sharded.to(squares.device), squares, 0))
+        return torch.where(sharded, total, squares.cpu()).sqrt()
+
+    def gradient_norm(self, network: Network) -> Tensor:
+        held = gradients(network)
+        sharded = get_total_norm([g for name, g in held.items() if name in self.dims]).square()
+        dist.all_reduce(sharded)
+        copied = get_total_norm([g for name, g in held.items() if name not in self.dims])
+        return (sharded + copied.square()).sqrt()
+
+    def whole_network(self, network: Network) -> Network:
+        head = copy.deepcopy(self.empty_head).to_empty(device=self.world.device)
+        state = {f"head.{name}": tensor for name, tensor in network.head.state_dict().items()}
+        with torch.no_grad():
+            for name, tensor in self.whole(state):
+                head.get_parameter(name.removeprefix("head.")).copy_(tensor)
+        return Network(network.trunk, network.spp, head)

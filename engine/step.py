@@ -1,7 +1,7 @@
 """One optimiser step: forward, backward and update over a batch, in one or several rounds."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.loading import Batch
 from data.normalise import network_input
+from engine.optim import SGD
 from engine.precision import Precision
 
 
@@ -32,7 +33,7 @@ class TrainingStep:
     def __init__(
         self,
         network: nn.Module,
-        optimizer: torch.optim.SGD,
+        optimizer: SGD,
         mean: Tensor,
         precision: Precision,
         micro_batch: int,
@@ -68,7 +69,7 @@ class TrainingStep:
         device, size = self.precision.device, len(batch.labels)
         parts = [batch.images, batch.colours, batch.keys, batch.labels]
         images, colours, keys, labels = [part.to(device, non_blocking=True) for part in parts]
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         total = torch.zeros((), device=device)
         for first in range(0, size, self.micro_batch):
             rows = slice(first, first + self.micro_batch)
@@ -78,10 +79,11 @@ class TrainingStep:
             loss = loss * (self.micro_batch / size)
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
+        optimizer: Any = self.optimizer  # scalers declare torch's own, of which they use a part
+        self.scaler.unscale_(optimizer)
         norm = self.gradient_norm()
         if self.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), self.clip_norm, norm)
-        self.scaler.step(self.optimizer)
+        self.scaler.step(optimizer)
         self.scaler.update()
         return StepResult(total, norm)

@@ -9,12 +9,11 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from data.normalise import network_input, warp_mean
 from engine.precision import Precision
 from evaluation.windows import PooledWindows
-from models.network import IMAGE_CHANNELS, Head, Network
+from models.network import Head, Network, map_sides
 
 AVERAGES = ["probabilities", "logits"]
 
@@ -24,16 +23,8 @@ PIXELS_AT_ONCE = 2**21  # in the trunk: an image of 480 x 3840
 
 
 def window_size(trunk: nn.Module, crop: int) -> int:
-    """Side of the last map of a crop x crop image: at 224, 14 for A, B, C and 18 for small14.
-
-    Only shapes are computed. Raises ValueError if the map is not square.
-    """
-    shapes = {name: value.to("meta") for name, value in trunk.state_dict().items()}
-    image = torch.empty(1, IMAGE_CHANNELS, crop, crop, device="meta")
-    height, width = functional_call(trunk, shapes, image).shape[2:]
-    if height != width:
-        raise ValueError(f"the map of a {crop} x {crop} image is {height} x {width}, not square")
-    return height
+    """Side of the last map of a crop x crop image: at 224, 14 for A, B, C and 18 for small14."""
+    return list(map_sides(trunk, crop).values())[-1]
 
 
 class DenseHead:

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
+
+from models.network import kernel_of
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,7 @@ def map_geometry(trunk: nn.Module) -> MapGeometry:
     offset, stride = 0.0, 1
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-            kernel, step, pad = map(_side, (layer.kernel_size, layer.stride, layer.padding))
+            kernel, step, pad = kernel_of(layer)
             offset += ((kernel - 1) / 2 - pad) * stride
             stride *= step
     return MapGeometry(offset, stride)
-
-
-def _side(value: Any) -> int:
-    """Kernels here are square: (3, 3) and 3 mean the same."""
-    return int(value[0] if isinstance(value, tuple) else value)

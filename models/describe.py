@@ -1,14 +1,15 @@
 """What an architecture costs, layer by layer: map sizes, multiply-adds, parameters, initial std."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from models.activations import FixedRectifier, PReLU
+from models.activations import PReLU
 from models.init import layer_stds
-from models.network import IMAGE_CHANNELS, build_network
+from models.network import IMAGE_CHANNELS, build_network, map_sides
 from models.spp import SpatialPyramidPooling
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 CARDS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 SHARE = 0.4
 
+_WEIGHT = 4  # bytes; weights, gradients and momentum are fp32 whatever the arithmetic
+
 
 @dataclass
 class Layer:
@@ -27,7 +30,7 @@ class Layer:
     name: str
     kind: str  # conv | pool | spp | fc
     shape: list[int]  # of the output: [C, h, w] or [features]
-    multiply_adds: int  # conv and fc
+    multiply_adds: int  # conv and fc: one for each weight at each position of the output
     parameters: int  # weights and biases
     slopes: int  # learned slopes of the rectifier that follows
     std: float | None  # initial standard deviation of the weights
@@ -44,59 +47,51 @@ class Description:
     slopes: int  # learned slopes, counted apart from the parameters
 
 
-def _kind(module: nn.Module) -> str | None:
-    match module:
-        case nn.Conv2d():
-            return "conv"
-        case nn.MaxPool2d():
-            return "pool"
-        case SpatialPyramidPooling():
-            return "spp"
-        case nn.Linear():
-            return "fc"
-    return None
-
-
-def _multiply_adds(module: nn.Module, out: Tensor) -> int:
-    """One for each weight at each position of the output."""
-    if isinstance(module, nn.Conv2d):
-        return out[0, 0].numel() * module.weight.numel()
-    return module.weight.numel() if isinstance(module, nn.Linear) else 0
-
-
 def describe(
     model: "ModelConfig", act: "ActConfig", init: "InitConfig", num_classes: int, crop: int
 ) -> Description:
-    """Trace a crop x crop image through the network on the meta device: no memory, no arithmetic.
+    """The layers of a network for a crop x crop image, by arithmetic.
 
     Raises ValueError if the image is too small for the layers.
     """
     with torch.device("meta"):
         network = build_network(model, act, init, num_classes, seed=None)
-        image = torch.empty(1, IMAGE_CHANNELS, crop, crop)
+    try:
+        sides = map_sides(network.trunk, crop)
+    except ValueError as error:
+        raise ValueError(f"data.crop={crop} is too small for model {model.name}") from error
     stds = layer_stds(network, init, act)
     layers: list[Layer] = []
-
-    def add_layer(name: str, module: nn.Module, out: Tensor) -> None:
-        if isinstance(module, PReLU):
-            layers[-1].slopes = module.slopes.numel()
-        kind = _kind(module)
-        if kind is not None:
-            parameters = sum(p.numel() for p in module.parameters())
-            cost = _multiply_adds(module, out)
-            shape = list(out.shape[1:])
-            label = name.rsplit(".", 1)[-1]
-            layers.append(Layer(label, kind, shape, cost, parameters, 0, stds.get(name)))
-
-    for name, module in network.named_modules():
-        if _kind(module) or isinstance(module, PReLU | FixedRectifier):
-            module.register_forward_hook(
-                lambda module, _inputs, out, name=name: add_layer(name, module, out)
+    channels = IMAGE_CHANNELS
+    for path, module in network.named_modules():
+        name = path.rsplit(".", 1)[-1]
+        weights = 0
+        match module:
+            case nn.Conv2d():
+                kind, channels, weights = "conv", module.out_channels, module.weight.numel()
+                shape = [channels, sides[name], sides[name]]
+            case nn.MaxPool2d():
+                kind, shape = "pool", [channels, sides[name], sides[name]]
+            case SpatialPyramidPooling():
+                kind, shape = "spp", [channels * module.num_bins()]
+            case nn.Linear():
+                kind, shape, weights = "fc", [module.out_features], module.weight.numel()
+            case PReLU():
+                layers[-1].slopes = module.slopes.numel()
+                continue
+            case _:
+                continue
+        layers.append(
+            Layer(
+                name=name,
+                kind=kind,
+                shape=shape,
+                multiply_adds=weights * math.prod(shape[1:]),
+                parameters=sum(p.numel() for p in module.parameters()),
+                slopes=0,
+                std=stds.get(path),
             )
-    try:
-        network(image)
-    except RuntimeError as error:
-        raise ValueError(f"data.crop={crop} is too small for model {model.name}") from error
+        )
     return Description(
         layers=layers,
         weight_layers=len(stds),
@@ -115,6 +110,50 @@ def basis(card: str) -> str:
     """What hours_by_arithmetic rests on, for a person."""
     rate = f"{CARDS[card] / 1e12:.0f} TFLOP/s that NVIDIA states for one {card}"
     return f"by arithmetic, not by measurement: {SHARE:.0%} of the {rate}"
+
+
+@dataclass
+class Cost:
+    """What one process sends and keeps."""
+
+    parallel: str
+    bytes_sent: int  # a step, as rings send: gradients, and what the fc layers exchange
+    bytes_kept: int  # weights, gradients and momentum, between steps
+
+
+def costs(network: Description, num_processes: int, batch_size: int, precision: str) -> list[Cost]:
+    """The costs of parallel=ddp and parallel=hybrid, by arithmetic.
+
+    In a ring all-reduce of n bytes each process sends 2 (P-1)/P n, in a gather or a reduce-scatter
+    half of that. Activations are sent in the arithmetic's type, or in fp32 where they are summed,
+    and with each image its key for dropout.
+    """
+    fc1, fc2, fc3 = (layer for layer in network.layers if layer.kind == "fc")
+    [features] = next(layer.shape for layer in network.layers if layer.kind == "spp")
+    [hidden], [classes] = fc2.shape, fc3.shape
+    per_image = 2 if precision in ("bf16", "fp16") else 4
+    forward = per_image * features + 4 * (hidden + classes) + 8
+    backward = 4 * features + per_image * (hidden + classes)
+    slopes = sum(layer.slopes for layer in (fc1, fc2) if layer.slopes > 1)  # not one of a layer
+    divided = sum(layer.parameters for layer in (fc1, fc2, fc3)) - classes + slopes  # not fc3.bias
+    everything = network.parameters + network.slopes
+    ring, kept = (num_processes - 1) / num_processes, 3 * _WEIGHT
+    averaged = 2 * _WEIGHT * (everything - divided - classes)
+    sent = ring * (averaged + batch_size * (forward + backward))
+    rest = everything - divided
+    return [
+        Cost("ddp", round(2 * ring * everything * _WEIGHT), everything * kept),
+        Cost("hybrid", round(sent), (rest + divided // num_processes) * kept),
+    ]
+
+
+def cost_table(costs: list[Cost]) -> str:
+    """The costs for a person."""
+    return "\n".join(
+        f"parallel={cost.parallel:<7} sends {cost.bytes_sent / 1e6:9,.1f} MB a step, keeps "
+        f"{cost.bytes_kept / 1e9:6.2f} GB (weights, gradients, momentum), each process"
+        for cost in costs
+    )
 
 
 def table(description: Description) -> str:

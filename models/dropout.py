@@ -21,7 +21,8 @@ def hash_bits(x: Tensor) -> Tensor:
 
 def unit_keys(layer: int, width: int) -> Tensor:
     """int64 [W]: a key for each unit of a layer, for keep_mask."""
-    return (torch.arange(width) + (layer << 32)) * _GOLDEN
+    # On the meta device, arange would import torch's compiler, which takes seconds.
+    return (torch.arange(width, device="cpu") + (layer << 32)) * _GOLDEN
 
 
 def keep_mask(keys: Tensor, units: Tensor, drop: float) -> Tensor:

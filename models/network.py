@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +111,29 @@ def convs_per_stage(model: "ModelConfig") -> list[int]:
     for extra in range(model.extra_convs):
         counts[deep[extra % len(deep)]] += 1
     return counts
+
+
+def kernel_of(layer: nn.Conv2d | nn.MaxPool2d) -> tuple[int, int, int]:
+    """Side of the square kernel, stride, padding."""
+    values: list[Any] = [layer.kernel_size, layer.stride, layer.padding]
+    kernel, stride, pad = (each[0] if isinstance(each, tuple) else each for each in values)
+    return kernel, stride, pad
+
+
+def map_sides(trunk: nn.Module, side: int) -> dict[str, int]:
+    """Rows of the square map after each convolution and pool of a trunk, for side x side images.
+
+    Raises ValueError where a map would have no row.
+    """
+    sides = {}
+    for name, layer in trunk.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel, stride, pad = kernel_of(layer)
+            side = (side + 2 * pad - kernel) // stride + 1
+            if side < 1:
+                raise ValueError(f"nothing is left of the image after {name}")
+            sides[name] = side
+    return sides
 
 
 def build_trunk(model: "ModelConfig", act: "ActConfig") -> tuple[Trunk, int]:

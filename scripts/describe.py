@@ -65,8 +65,7 @@ def description(options: argparse.Namespace, overrides: Sequence[str]) -> str:
     validate(config, options.processes)
 
     # Only now, since they load torch, which takes seconds.
-    from engine.hybrid import cost_table, costs
-    from models.describe import describe, table
+    from models.describe import cost_table, costs, describe, table
 
     num_classes = config.data.num_classes or 1000
     network = describe(

@@ -129,7 +129,7 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
         "momentum": sum(held["momentum_buffer"].numel() for held in state["state"].values()),
         "same_network": all(torch.equal(t, complete.get_parameter(n)) for n, t in weights.items()),
         "sent": sent,
-        "kept": sum(2 * p.nbytes + optimizer.state[p]["momentum_buffer"].nbytes for p in held),
+        "kept": sum(2 * p.nbytes + optimizer.buffers[p].nbytes for p in held),
         "fc3_bias": network.head.fc3.bias.tolist(),
     }
 

@@ -37,7 +37,7 @@ from data.loading import Batch
 from data.normalise import network_input
 from engine.checkpoint import BackgroundWriter, load_checkpoint, save_checkpoint
 from engine.distributed import World
-from engine.optim import build_optimizer
+from engine.optim import SGD, build_optimizer
 from engine.parallel import Replicas, load_whole_state, whole_state
 from engine.precision import set_precision
 from engine.trainer import Trainer
@@ -360,7 +360,7 @@ def save(path: str) -> dict[str, Any]:
     """Weights and momentum from the device to a file by the asynchronous writer, and back."""
     config = compose_config(["model=small14", "model.fc=[32,32]", "act=prelu"], TrainConfig)
 
-    def fresh(seed: int) -> tuple[nn.Module, torch.optim.SGD]:
+    def fresh(seed: int) -> tuple[nn.Module, SGD]:
         network = build_network(config.model, config.act, config.init, num_classes=10, seed=seed)
         network = network.to(memory_format=torch.channels_last).to(DEVICE)
         return network, build_optimizer(network, config)
@@ -369,7 +369,7 @@ def save(path: str) -> dict[str, Any]:
     parallel, held = Replicas(World(0, 1, DEVICE)), list(network.parameters())
     for parameter in held:
         momentum = torch.randn_like(parameter, device="cpu").to(DEVICE)
-        optimizer.state[parameter]["momentum_buffer"] = momentum
+        optimizer.buffers[parameter].copy_(momentum)
     addresses: list[list[int]] = []
     pinned: list[bool] = []
 
@@ -412,10 +412,10 @@ def save(path: str) -> dict[str, Any]:
     }
 
 
-def tensors(network: nn.Module, optimizer: torch.optim.SGD) -> list[Tensor]:
+def tensors(network: nn.Module, optimizer: SGD) -> list[Tensor]:
     """All weights, then all momentum."""
     parameters = list(network.parameters())
-    return [*parameters, *(optimizer.state[p]["momentum_buffer"] for p in parameters)]
+    return [*parameters, *(optimizer.buffers[p] for p in parameters)]
 
 
 def code(root: str) -> list[str]:

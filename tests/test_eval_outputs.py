@@ -10,7 +10,7 @@ from PIL import Image
 from common.errors import UserError
 from configs.schema import EvalConfig
 from configs.validate import validate_eval
-from evaluation.pictures import Picture, draw_pictures
+from evaluation.picture_figure import Picture, draw_pictures
 from evaluation.result import check_outputs, result_path
 from tests.closed import refusal, skip_unbound
 from tests.conftest import composed

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.activations import PReLU
+from models.activations import FixedRectifier, PReLU
 from models.describe import Description, describe
 from models.network import Network, build_network
 from models.spp import SpatialPyramidPooling
@@ -62,6 +62,21 @@ def test_small14_map_sizes_match_the_paper() -> None:
     assert [shapes[f"conv2_{i}"][1] for i in range(1, 5)] == [35, 36, 35, 36]
     assert [shapes[f"conv3_{i}"][1] for i in range(1, 7)] == [17, 18, 17, 18, 17, 18]
     assert shapes["spp"] == [256 * 50]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_map_sizes_are_those_of_torch(name: str) -> None:
+    config = composed(f"model={name}", "act=relu")
+    for crop in (64, 112, 223, 224, 321):
+        described = describe(config.model, config.act, config.init, 10, crop).layers
+        with torch.device("meta"):
+            built = build_network(config.model, config.act, config.init, 10, seed=None)
+            x, shapes = torch.empty(1, 3, crop, crop), []
+            for layer in built.trunk:
+                x = layer(x)
+                if not isinstance(layer, FixedRectifier):
+                    shapes.append(list(x.shape[1:]))
+        assert [layer.shape for layer in described if layer.kind in ("conv", "pool")] == shapes
 
 
 def test_14_layer_model_has_13_shared_slopes() -> None:

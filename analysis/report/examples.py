@@ -7,7 +7,7 @@ import numpy as np
 from common.errors import UserError
 from data.draws import subset
 from data.sources.index import scan_folder
-from evaluation.pictures import Picture
+from evaluation.picture_figure import Picture
 from evaluation.predictions import Predictions
 
 _NUM_PICTURES = 12  # in a figure

@@ -34,7 +34,7 @@ from analysis.report.tables import architecture_table, curve_table, error_table,
 from common.errors import refusing
 from common.style import save_figure, styled
 from configs.store import read_yaml
-from evaluation.pictures import draw_pictures
+from evaluation.picture_figure import draw_pictures
 from evaluation.predictions import load_predictions
 from evaluation.result import Result
 
