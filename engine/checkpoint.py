@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class State(TypedDict):
     classes: list[str]
     images: list[str]  # fingerprints of the training and the validation images
     mean: Tensor
-    progress: dict[str, object]  # engine.progress.Progress
+    progress: dict[str, Any]  # engine.progress.Progress
     network: dict[str, Tensor]
     optimizer: NotRequired[OptimizerState]  # not in best.pt
     scaler: NotRequired[dict[str, object]]  # torch's; not in best.pt
@@ -61,7 +61,7 @@ def save_checkpoint(path: Path, state: State, *, epoch: int | None = None, keep:
             old.unlink()
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> State:
     """A checkpoint's content, tensors on the CPU; raises UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
@@ -75,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path} is damaged or not a checkpoint ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of the project")
-    return state
+    return cast(State, state)
 
 
 def fingerprint(path: Path) -> str:
@@ -89,9 +89,7 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(repr(records).encode()).hexdigest()
 
 
-def load_latest(
-    folder: Path, on_event: Callable[[str], None]
-) -> tuple[Path, dict[str, Any] | None]:
+def load_latest(folder: Path, on_event: Callable[[str], None]) -> tuple[Path, State | None]:
     """Path and content of last.pt or, if it is damaged, of previous.pt; then on_event is called.
 
     The content is None if there is no checkpoint. Raises UserError if both are damaged.
@@ -110,7 +108,7 @@ def load_latest(
 
 
 def refuse_other_data(
-    path: Path, state: dict[str, Any], *, images: list[str], mean: Tensor, data: "DataConfig"
+    path: Path, state: State, *, images: list[str], mean: Tensor, data: "DataConfig"
 ) -> None:
     """Raises UserError if a checkpoint was trained on other images, or another mean, than these."""
     same_mean = torch.equal(state["mean"], mean)

@@ -1,7 +1,6 @@
 """A trained network as one module that leaves the project: uint8 images in, probabilities out."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from configs.schema import TrainConfig
 from configs.store import from_dict
 from data.normalise import network_input, warp_mean
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import State, load_checkpoint
 from evaluation.windows import pyramid_bins
 from models.network import Network, build_network
 
@@ -45,10 +44,11 @@ class Classifier(nn.Module):
         return torch.cat(features, dim=1)
 
 
-def restore_network(state: dict[str, Any], run: TrainConfig) -> Network:
+def restore_network(state: State, run: TrainConfig) -> Network:
     """The network of a run's checkpoint, on the CPU; takes the weights out of `state`."""
     network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
-    network.load_state_dict(state.pop("network"))  # frees a large model's second copy
+    network.load_state_dict(state["network"])
+    state["network"].clear()  # frees a large model's second copy
     return network
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from scipy.special import softmax
@@ -22,7 +21,7 @@ from data.draws import Ints, centre_batches, subset
 from data.loading import load_whole
 from data.sources.cache import OnProgress, no_report
 from data.sources.index import ImageIndex, scan_folder
-from engine.checkpoint import fingerprint, load_checkpoint
+from engine.checkpoint import State, fingerprint, load_checkpoint
 from engine.distributed import World
 from engine.precision import set_precision
 from engine.stopping import StopRequest
@@ -59,7 +58,7 @@ class OpenNetwork:
 
     path: Path
     weights: str  # their fingerprint
-    state: dict[str, Any] | None  # None: to be read again, so that no two are in memory together
+    state: State | None  # None: to be read again, so that no two are in memory together
     run: TrainConfig
     scales: list[int]
     root: str  # the data set
@@ -90,11 +89,11 @@ def open_network(
     index = open_images(config, root, state["classes"], on_progress)
     indices = subset(len(index), config.subset)
     images = hash_of_images(index, indices)
-    kept = {key: state[key] for key in ("classes", "mean", "network")}
+    state.pop("optimizer", None)  # twice the size of the weights
     return OpenNetwork(
         path=path,
         weights=fingerprint(path),
-        state=kept if len(config.checkpoints) == 1 else None,
+        state=state if len(config.checkpoints) == 1 else None,
         run=run,
         scales=scales,
         root=root,
