@@ -3,6 +3,7 @@
 The same command again resumes. `python train.py --help` explains the keys.
 """
 
+import gc
 import os
 import shlex
 import sys
@@ -140,6 +141,7 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what has been imported stays: looking through it at the end takes a second
     with one_sentence():
         if config:
             run(config)

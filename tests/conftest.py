@@ -1,12 +1,15 @@
 """What the tests share: configurations composed as train.py does, and the real programs run."""
 
+import atexit
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from common.files import read_json_lines
 from configs.schema import EvalConfig, TrainConfig
 from configs.store import compose_config
 from data.synthetic import make_synthetic
+from tests.forks import PROGRAMS, Forks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,19 +59,46 @@ def composed(*overrides: str, program: str = "train") -> Any:
     return compose_config(overrides, kind, program)
 
 
+@cache
+def fork_server() -> Forks:
+    """Forks programs, for all tests of this process."""
+    server = Forks()
+    atexit.register(server.close)
+    return server
+
+
+def _run_forked(*arguments: str) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        server = fork_server()
+        server.start(list(arguments), out, errors=errors)
+        status = server.wait()
+        texts = [path.read_text(errors="backslashreplace") for path in (out, errors)]
+    return subprocess.CompletedProcess(arguments, status, *texts)
+
+
 def run_program(
-    *arguments: str, cwd: Path | None = None, check: bool = True, **environment: str
+    *arguments: str,
+    cwd: Path | None = None,
+    check: bool = True,
+    fork: bool = True,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` from the repository's root; fails the test on a non-zero exit."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd or ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    """Run `python ARGUMENTS` from the repository's root; fails the test on a non-zero exit.
+
+    fork: the process may be forked from one that has imported torch and the project.
+    """
+    if fork and arguments[0] in PROGRAMS and cwd is None and not environment:
+        done = _run_forked(*arguments)
+    else:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd or ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
     if check and done.returncode:
         pytest.fail(f"{arguments} exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
@@ -127,7 +158,7 @@ def command(small: Path, runs: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def undisturbed(command: list[str], runs: Path) -> Path:
-    run_program(*command, "name=undisturbed", "checkpoint.keep=1")
+    run_program(*command, "name=undisturbed", "checkpoint.keep=1", fork=False)
     return runs / "undisturbed"
 
 

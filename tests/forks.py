@@ -1,9 +1,10 @@
 """Real programs without the seconds that importing torch takes: a process that forks itself.
 
-`python tests/forks.py` imports train.py and eval.py, then for each line of JSON on its input forks
+`python tests/forks.py` imports the programs, then for each line of JSON on its input forks
 a child that runs one of them as a person would have started it, in a process group of its own.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("train.py", "eval.py", "scripts/reproduce.py")  # that have been imported
 
 
 class Forks:
@@ -51,14 +53,17 @@ class Forks:
         assert self.answers
         return int(self.answers.readline())
 
-    def start(self, arguments: list[str], output: Path, slow: float = 0) -> int:
+    def start(
+        self, arguments: list[str], output: Path, slow: float = 0, errors: Path | None = None
+    ) -> int:
         """Start `python ARGUMENTS` with its output in a file; torch.save takes `slow` seconds more.
 
-        Returns the process's number.
+        errors: a file of its own for stderr. Returns the process's number.
         """
         output.write_text("")
         self.output = output
-        self._ask({"arguments": arguments, "output": str(output), "slow": slow})
+        request = {"arguments": arguments, "output": str(output), "slow": slow}
+        self._ask({**request, "errors": str(errors or output), "environment": dict(os.environ)})
         self.pid = self._answer()
         return self.pid
 
@@ -106,9 +111,10 @@ class Forks:
 
 def _become(request: dict[str, Any]) -> None:
     """Be the program that was asked for."""
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    for stream, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.clear()
+    os.environ.update(request["environment"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if request["slow"]:
         import torch
@@ -130,6 +136,7 @@ def _serve() -> None:
     for name in (
         "train",
         "eval",
+        "scripts.reproduce",
         "scipy.stats",
         "data.dali",
         "nvidia.dali.fn",
@@ -138,6 +145,7 @@ def _serve() -> None:
     ):
         importlib.import_module(name)  # also what is otherwise imported when it is needed
 
+    gc.freeze()  # or a child's first collection copies all of it
     _answer_all(sys.stdin, sys.stdout)
 
 

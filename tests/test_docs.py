@@ -105,24 +105,31 @@ def test_prepare_commands_run(commands: list[tuple[str, list[str]]], tmp_path: P
 
 
 def test_reproduce_commands_are_valid(
-    commands: list[tuple[str, list[str]]], small: Path, tmp_path: Path
+    commands: list[tuple[str, list[str]]],
+    small: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    reproduce = importlib.import_module("scripts.reproduce")
     names = {"/imagenet": str(small), "/any/image/folder": str(small)}
     for arguments in of(commands, "scripts/reproduce.py"):
         words = [names.get(word, word) for word in arguments]
         if words[0] in ("analysis", "start", "report", "compare"):  # which have tests of their own
-            importlib.import_module("scripts.reproduce").build_parser().parse_args(words)
+            reproduce.build_parser().parse_args(words)
         else:
             dry = [] if "--dry-run" in words else ["--dry-run"]
-            done = run_program("scripts/reproduce.py", *words, *dry, "--runs", str(tmp_path))
-            assert "python" in done.stdout or "sbatch" in done.stdout or "torchrun" in done.stdout
+            reproduce.main([*words, *dry, "--runs", str(tmp_path)])
+            assert re.search("python|sbatch|torchrun", capsys.readouterr().out)
 
 
-def test_benchmark_and_describe_commands_are_valid(commands: list[tuple[str, list[str]]]) -> None:
+def test_benchmark_and_describe_commands_are_valid(
+    commands: list[tuple[str, list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments in of(commands, "scripts/benchmark.py"):
         importlib.import_module("scripts.benchmark").build_parser().parse_args(arguments)
     for arguments in of(commands, "scripts/describe.py"):
-        assert "conv1" in run_program("scripts/describe.py", *arguments).stdout
+        importlib.import_module("scripts.describe").main(arguments)
+        assert "conv1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)

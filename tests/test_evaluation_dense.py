@@ -223,7 +223,7 @@ from engine.precision import Precision
 from evaluation.dense import dense_head, dense_scores
 from models.network import build_network
 from tests.conftest import composed
-config = composed("model=C", "act=prelu")
+config = composed("model=A", "act=prelu")
 network = build_network(config.model, config.act, config.init, 1000)
 network = network.to(memory_format=torch.channels_last)
 precision = Precision("fp32", torch.device("cpu"))
@@ -236,9 +236,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 @pytest.mark.slow
-def test_a_panorama_through_model_c_needs_less_than_four_gigabytes() -> None:
+def test_a_panorama_through_model_a_needs_less_than_two_and_a_half_gigabytes() -> None:
     done = run_program("-c", PANORAMA)
-    assert float(done.stdout.split()[-1]) * 2**30 < 4e9, done.stdout
+    assert float(done.stdout.split()[-1]) * 2**30 < 2.5e9, done.stdout
 
 
 def test_benchmark_rows() -> None:

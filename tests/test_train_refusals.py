@@ -48,14 +48,16 @@ def test_a_full_disk_keeps_the_old_checkpoint(command: list[str], runs: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage"])
-def test_damaged_checkpoints_are_refused(command: list[str], runs: Path, damage: str) -> None:
+def test_damaged_checkpoints_are_refused(
+    command: list[str], runs: Path, undisturbed: Path, damage: str
+) -> None:
     name = f"damaged-{damage}"
-    run_program(*command, f"name={name}", "max_steps=1", "val_subset=1")
+    shutil.copytree(undisturbed, runs / name)
     for file in ("last.pt", "previous.pt"):
         path = runs / name / "checkpoints" / file
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"x" * 100)
-    done = run_program(*command, f"name={name}", "max_steps=1", "val_subset=1", check=False)
+    done = run_program(*command, f"name={name}", check=False)
     assert done.returncode == 1
     assert "damaged" in done.stderr
     assert "Traceback" not in done.stderr
@@ -97,7 +99,6 @@ def test_an_unreadable_image_is_named_or_replaced(
         (["eval.py", "checkpoint={last}", "views=all"], "views=all is unknown"),
         (["eval.py", "checkpoint={last}", "scales=[32]"], "scale 32 is smaller than the views"),
         (["eval.py", "checkpoint={last}", "data.root=/nowhere"], "/nowhere"),
-        (["eval.py"], "checkpoint must be given"),
         (["train.py", "data.root=/nowhere"], "/nowhere"),
         (["train.py", "model=small14", "data=synthetic", "data.crop=16", "data.scale=20"], "small"),
     ],
