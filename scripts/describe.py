@@ -7,6 +7,7 @@ python scripts/describe.py model=C act=prelu [--json] [--processes 8] [--cost] [
 """
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ def description(options: argparse.Namespace, overrides: Sequence[str]) -> str:
     # Only now, since they load torch, which takes seconds.
     from models.describe import cost_table, costs, describe, table
 
+    gc.freeze()  # looking through all of torch at the end takes a second, too
     num_classes = config.data.num_classes or 1000
     network = describe(
         config.model, config.act, config.init, num_classes=num_classes, crop=config.data.crop
