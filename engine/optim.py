@@ -56,7 +56,7 @@ class SGD:
             torch._fused_sgd_(
                 [parameter for parameter, _ in updated],
                 [gradient for _, gradient in updated],
-                [self.buffers[parameter] for parameter, _ in updated],
+                [self.buffers[parameter] for parameter, _ in updated] if self.momentum else [],
                 weight_decay=group["weight_decay"],
                 momentum=self.momentum,
                 lr=group["lr"],

@@ -43,6 +43,32 @@ def test_sgd_is_eq_4_and_a_switch_of_the_rate_scales_the_velocity() -> None:
             torch.testing.assert_close(parameter.detach(), expected[name])
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0])
+def test_sgd_is_that_of_torch_bit_for_bit(momentum: float) -> None:
+    config = composed("model=small14", "model.fc=[8,8]", f"momentum={momentum}")
+    ours, theirs = (
+        build_network(config.model, config.act, config.init, 10).to(
+            memory_format=torch.channels_last
+        )
+        for _ in range(2)
+    )
+    optimizer = build_optimizer(ours, config)
+    kinds = [[p for n, p in theirs.named_parameters() if (p.ndim > 1) == decay] for decay in (1, 0)]
+    groups = [{"params": kinds[0], "weight_decay": config.weight_decay}, {"params": kinds[1]}]
+    reference = torch.optim.SGD(groups, lr=1e-2, momentum=momentum, fused=True)
+    for rate in (1e-2, 1e-2, 1e-3):
+        set_learning_rate(optimizer, rate)
+        for group in reference.param_groups:
+            group["lr"] = rate
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            own.grad = torch.randn_like(own)
+            other.grad = own.grad.clone()
+        optimizer.step()
+        reference.step()
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other CPUs have other flags")
 def test_bf16_is_emulated_where_there_is_no_avx_512() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
