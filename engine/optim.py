@@ -53,10 +53,13 @@ class SGD:
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             updated = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if not updated:
+                continue
+            buffers = [self.buffers[parameter] for parameter, _ in updated]
             torch._fused_sgd_(
                 [parameter for parameter, _ in updated],
                 [gradient for _, gradient in updated],
-                [self.buffers[parameter] for parameter, _ in updated] if self.momentum else [],
+                buffers if self.momentum else [],
                 weight_decay=group["weight_decay"],
                 momentum=self.momentum,
                 lr=group["lr"],
