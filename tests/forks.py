@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("train.py", "eval.py", "scripts/reproduce.py")  # that have been imported
+# That have been imported.
+PROGRAMS = ("train.py", "eval.py", "scripts/reproduce.py", "scripts/prepare_imagenet.py")
 
 
 class Forks:
@@ -137,6 +138,7 @@ def _serve() -> None:
         "train",
         "eval",
         "scripts.reproduce",
+        "scripts.prepare_imagenet",
         "scipy.stats",
         "data.dali",
         "nvidia.dali.fn",
