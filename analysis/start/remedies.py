@@ -25,6 +25,7 @@ _OFF = ["clip_norm=null"]
 REMEDIES = {
     LETTER: Remedy("the paper to the letter", _OFF),
     DEFAULT: Remedy("gradient clipped at a norm of 1 (default)"),
+    "clip05": Remedy("gradient clipped at a norm of 0.5", ["clip_norm=0.5"]),
     "clip2": Remedy("gradient clipped at a norm of 2", ["clip_norm=2"]),
     "clip5": Remedy("gradient clipped at a norm of 5", ["clip_norm=5"]),
     "warmup": Remedy("rate warmed up over 100 steps", _OFF, lambda s: min(1.0, s / 100)),
