@@ -20,8 +20,14 @@ from configs.validate import validate
 
 if __name__ == "__main__":  # before torch is loaded
     answer_help(TrainConfig)
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    check = partial(validate, num_processes=num_processes)
+
+    def check(config: TrainConfig) -> None:
+        """Refuse at once what needs no torch to be seen."""
+        from data.sources.index import refuse_missing_root  # after --help, which needs no NumPy
+
+        validate(config, int(os.environ.get("WORLD_SIZE", "1")))
+        refuse_missing_root(config.data)
+
     config = compose_early(TrainConfig, check, "train")
 
 import hydra

@@ -59,6 +59,10 @@ class ActConfig:
         choices=("auto", "eager", "triton"),
     )
 
+    def num_slopes(self, num_channels: int) -> int:
+        """Learned slopes of one rectifier."""
+        return (1 if self.shared else num_channels) if self.learned else 0
+
 
 @dataclass
 class InitConfig:

@@ -154,8 +154,8 @@ class Log:
             self.write("slopes", step, layers=layers)
         grid = filter_grid(network.get_parameter(CONV1))
         # A weight is a square of pixels, or browsers blur it.
-        enlarged = grid.repeat_interleave(6, 0).repeat_interleave(6, 1)
-        self.board.add_image("conv1_filters", enlarged.numpy(), step, dataformats="HWC")
+        enlarged = grid.repeat(6, 0).repeat(6, 1)
+        self.board.add_image("conv1_filters", enlarged, step, dataformats="HWC")
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """A point of a TensorBoard curve."""

@@ -5,13 +5,13 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, fields
 from statistics import median
-from typing import Any, NamedTuple, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from configs.schema import TrainConfig
-from engine.distributed import World
-from engine.step import StepResult
+
+if TYPE_CHECKING:
+    from engine.distributed import World
+    from engine.step import StepResult
 
 PACE_LINES = 10  # metrics lines whose pace counts
 
@@ -162,7 +162,7 @@ def left_to_do(
 class StepStatistics:
     """Losses and gradient norms, on the device until they are needed, and the time of steps."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: "World") -> None:
         self.world = world
         self.unread: list[tuple[int, StepResult]] = []
         self.pace = Pace()
@@ -173,7 +173,7 @@ class StepStatistics:
         self.started, self.seconds_waited, self.first_step = time.perf_counter(), 0.0, step
         self.pace.restart(step)
 
-    def add(self, step: int, result: StepResult) -> None:
+    def add(self, step: int, result: "StepResult") -> None:
         """Keep what a step has returned."""
         self.unread.append((step, result))
         self.pace.stepped(step)
@@ -193,6 +193,8 @@ class StepStatistics:
         """The steps not read before; all processes read together."""
         if not self.unread:
             return []
+        import torch  # not above: reports read a Validation without torch, which loads for seconds
+
         steps = [step for step, _ in self.unread]
         results = torch.stack([torch.stack(result) for _, result in self.unread])
         self.unread = []

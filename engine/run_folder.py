@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
 from common.errors import UserError, reason
 from common.files import lock, try_to_write, write_atomically
 from configs.store import PlainConfig, changes, read_yaml
-from engine.distributed import World
+
+if TYPE_CHECKING:
+    from engine.distributed import World
 
 
 def differences(old: PlainConfig, new: PlainConfig) -> list[str]:
@@ -27,7 +30,7 @@ def refuse_changes(path: Path, old: PlainConfig, new: PlainConfig) -> None:
         )
 
 
-def check_run(folder: Path, config: PlainConfig, world: World) -> None:
+def check_run(folder: Path, config: PlainConfig, world: "World") -> None:
     """Raise UserError where open_run would, before data set and network take their time.
 
     Makes nothing. That another process trains in the folder is seen by open_run alone.
@@ -43,7 +46,7 @@ def check_run(folder: Path, config: PlainConfig, world: World) -> None:
 
 
 @contextmanager
-def open_run(folder: Path, config: PlainConfig, world: World) -> Iterator[None]:
+def open_run(folder: Path, config: PlainConfig, world: "World") -> Iterator[None]:
     """Create or reopen the run folder for `config`, and lock it while the context lasts.
 
     Raises UserError if the folder holds a run of another configuration (with the differences), is

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from data.normalise import network_input, warp_mean
 from engine.precision import Precision
 from evaluation.windows import PooledWindows
-from models.network import Head, Network, map_sides
+from models.architecture import map_side
+from models.network import Head, Network, kernels
 
 AVERAGES = ["probabilities", "logits"]
 
@@ -24,7 +25,10 @@ PIXELS_AT_ONCE = 2**21  # in the trunk: an image of 480 x 3840
 
 def window_size(trunk: nn.Module, crop: int) -> int:
     """Side of the last map of a crop x crop image: at 224, 14 for A, B, C and 18 for small14."""
-    return list(map_sides(trunk, crop).values())[-1]
+    side = crop
+    for kernel, stride, pad in kernels(trunk):
+        side = map_side(side, kernel, stride, pad)
+    return side
 
 
 class DenseHead:

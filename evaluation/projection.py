@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from models.network import kernel_of
+from models.network import kernels
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class MapGeometry:
 def map_geometry(trunk: nn.Module) -> MapGeometry:
     """Follow the centre of position 0, and the distance between positions, through the layers."""
     offset, stride = 0.0, 1
-    for layer in trunk.modules():
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-            kernel, step, pad = kernel_of(layer)
-            offset += ((kernel - 1) / 2 - pad) * stride
-            stride *= step
+    for kernel, step, pad in kernels(trunk):
+        offset += ((kernel - 1) / 2 - pad) * stride
+        stride *= step
     return MapGeometry(offset, stride)

@@ -57,7 +57,7 @@ def build_rectifier(act: "ActConfig", num_channels: int) -> Rectifier:
     """The rectifier after a layer of `num_channels` outputs."""
     rectifier: Rectifier
     if act.learned:
-        rectifier = PReLU(1 if act.shared else num_channels, act.slope)
+        rectifier = PReLU(act.num_slopes(num_channels), act.slope)
     else:
         rectifier = FixedRectifier(act.slope)
     # act.kernel=auto is eager until a GPU has measured both.

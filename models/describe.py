@@ -1,16 +1,12 @@
 """What an architecture costs, layer by layer: map sizes, multiply-adds, parameters, initial std."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from models.activations import PReLU
-from models.init import layer_stds
-from models.network import IMAGE_CHANNELS, build_network, map_sides
-from models.spp import SpatialPyramidPooling
+from models.architecture import PoolLayer, map_side, num_features, trunk_layers
+from models.init import conv_std
 
 if TYPE_CHECKING:
     from configs.schema import ActConfig, InitConfig, ModelConfig
@@ -30,10 +26,10 @@ class Layer:
     name: str
     kind: str  # conv | pool | spp | fc
     shape: list[int]  # of the output: [C, h, w] or [features]
-    multiply_adds: int  # conv and fc: one for each weight at each position of the output
-    parameters: int  # weights and biases
-    slopes: int  # learned slopes of the rectifier that follows
-    std: float | None  # initial standard deviation of the weights
+    multiply_adds: int = 0  # conv and fc: one for each weight at each position of the output
+    parameters: int = 0  # weights and biases
+    slopes: int = 0  # learned slopes of the rectifier that follows
+    std: float | None = None  # initial standard deviation of the weights
 
 
 @dataclass
@@ -54,51 +50,52 @@ def describe(
 
     Raises ValueError if the image is too small for the layers.
     """
-    with torch.device("meta"):
-        network = build_network(model, act, init, num_classes, seed=None)
-    try:
-        sides = map_sides(network.trunk, crop)
-    except ValueError as error:
-        raise ValueError(f"data.crop={crop} is too small for model {model.name}") from error
-    stds = layer_stds(network, init, act)
-    layers: list[Layer] = []
-    channels = IMAGE_CHANNELS
-    for path, module in network.named_modules():
-        name = path.rsplit(".", 1)[-1]
-        weights = 0
-        match module:
-            case nn.Conv2d():
-                kind, channels, weights = "conv", module.out_channels, module.weight.numel()
-                shape = [channels, sides[name], sides[name]]
-            case nn.MaxPool2d():
-                kind, shape = "pool", [channels, sides[name], sides[name]]
-            case SpatialPyramidPooling():
-                kind, shape = "spp", [channels * module.num_bins()]
-            case nn.Linear():
-                kind, shape, weights = "fc", [module.out_features], module.weight.numel()
-            case PReLU():
-                layers[-1].slopes = module.slopes.numel()
-                continue
-            case _:
-                continue
-        layers.append(
-            Layer(
-                name=name,
-                kind=kind,
-                shape=shape,
-                multiply_adds=weights * math.prod(shape[1:]),
-                parameters=sum(p.numel() for p in module.parameters()),
-                slopes=0,
-                std=stds.get(path),
-            )
-        )
+    layers = [*_trunk(model, act, init, crop), *_head(model, act, init, num_classes)]
     return Description(
         layers=layers,
-        weight_layers=len(stds),
+        weight_layers=sum(layer.kind in ("conv", "fc") for layer in layers),
         multiply_adds=sum(layer.multiply_adds for layer in layers),
         parameters=sum(layer.parameters for layer in layers),
         slopes=sum(layer.slopes for layer in layers),
     )
+
+
+def _trunk(
+    model: "ModelConfig", act: "ActConfig", init: "InitConfig", crop: int
+) -> Iterator[Layer]:
+    side, channels = crop, 0
+    for layer in trunk_layers(model):
+        try:
+            side = map_side(side, layer.kernel, layer.stride, layer.pad)
+        except ValueError as error:
+            raise ValueError(f"data.crop={crop} is too small for model {model.name}") from error
+        if isinstance(layer, PoolLayer):
+            yield Layer(layer.name, "pool", [channels, side, side])
+        else:
+            channels = layer.out_channels
+            std = conv_std(layer.fan_in, layer.fan_out, init, act.slope)
+            shape, slopes = [channels, side, side], act.num_slopes(channels)
+            yield _weighted(layer.name, "conv", shape, layer.fan_in, slopes, std)
+
+
+def _head(
+    model: "ModelConfig", act: "ActConfig", init: "InitConfig", num_classes: int
+) -> Iterator[Layer]:
+    features = num_features(model)
+    yield Layer("spp", "spp", [features])
+    widths = [*model.fc, num_classes]
+    for i, (width, std) in enumerate(zip(widths, init.fc_std, strict=True), 1):
+        slopes = act.num_slopes(width) if i < len(widths) else 0  # no rectifier after fc3
+        yield _weighted(f"fc{i}", "fc", [width], features, slopes, std)
+        features = width
+
+
+def _weighted(
+    name: str, kind: str, shape: list[int], fan_in: int, slopes: int, std: float
+) -> Layer:
+    weights = fan_in * shape[0]
+    multiply_adds, parameters = weights * math.prod(shape[1:]), weights + shape[0]
+    return Layer(name, kind, shape, multiply_adds, parameters, slopes, std)
 
 
 def hours_by_arithmetic(multiply_adds: float, card: str) -> float:

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent, of the slopes of a layer
 
@@ -21,7 +24,7 @@ class Slopes:
     count: int
 
 
-def slopes_of(values: Tensor) -> Slopes:
+def slopes_of(values: "Tensor") -> Slopes:
     """How the slopes of a layer are distributed."""
     slopes = values.detach().double().flatten().cpu().numpy()
     quantiles = [round(float(q), 5) for q in np.percentile(slopes, QUANTILES)]
@@ -34,7 +37,7 @@ def layer_before(rectifier: str) -> str:
     return name.replace("rect", "conv" if "trunk" in rectifier else "fc")
 
 
-def slopes_by_layer(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def slopes_by_layer(parameters: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """The slopes among a network's parameters, by the names of Table 1: conv1, conv2_1, fc1."""
     return {
         layer_before(name.removesuffix(".slopes")): values.detach()
@@ -43,20 +46,20 @@ def slopes_by_layer(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def filter_grid(filters: Tensor) -> Tensor:
+def filter_grid(filters: "Tensor") -> NDArray[np.uint8]:
     """conv1's filters [N, 3, k, k] as one picture: uint8 RGB [H, W, 3], a pixel for each weight.
 
     Zero is mid-grey; each filter is stretched until its largest weight is black or white. White
     lines of a pixel separate the filters, which stand in ceil(sqrt(N)) columns.
     """
-    filters = filters.detach().float().cpu()
-    number, _, side, _ = filters.shape
+    values: NDArray[np.float32] = filters.detach().float().cpu().numpy()
+    number, _, side, _ = values.shape
     columns = int(np.ceil(np.sqrt(number)))
     rows = -(-number // columns)
-    grid = torch.full((rows * (side + 1) + 1, columns * (side + 1) + 1, 3), 255.0)
-    for index, weights in enumerate(filters):
+    grid = np.full((rows * (side + 1) + 1, columns * (side + 1) + 1, 3), 255, np.float32)
+    for index, weights in enumerate(values):
         top, left = (place * (side + 1) + 1 for place in divmod(index, columns))
-        largest = weights.abs().max().clamp(min=1e-30)
-        pixels = 127.5 * (1 + weights / largest)
-        grid[top : top + side, left : left + side] = pixels.permute(1, 2, 0)
-    return grid.round().to(torch.uint8)
+        largest = max(np.abs(weights).max(), np.float32(1e-30))
+        pixels = np.float32(127.5) * (1 + weights / largest)
+        grid[top : top + side, left : left + side] = pixels.transpose(1, 2, 0)
+    return grid.round().astype(np.uint8)

@@ -2,20 +2,20 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.activations import PReLU, Rectifier, build_rectifier
+from models.architecture import PoolLayer, num_features, trunk_layers
 from models.dropout import Dropout
 from models.init import initialise
 from models.spp import SpatialPyramidPooling
 
 if TYPE_CHECKING:
     from configs.schema import ActConfig, InitConfig, ModelConfig
-
-IMAGE_CHANNELS = 3
 
 
 def rectified(
@@ -104,53 +104,28 @@ class Network(nn.Module):
         return network
 
 
-def convs_per_stage(model: "ModelConfig") -> list[int]:
-    """Convolutions in each stage; `extra_convs` go to the stages of several, deepest first."""
-    counts = [stage.convs for stage in model.stages]
-    deep = [i for i in reversed(range(len(counts))) if model.stages[i].convs > 1]
-    for extra in range(model.extra_convs):
-        counts[deep[extra % len(deep)]] += 1
-    return counts
-
-
-def kernel_of(layer: nn.Conv2d | nn.MaxPool2d) -> tuple[int, int, int]:
-    """Side of the square kernel, stride, padding."""
-    values: list[Any] = [layer.kernel_size, layer.stride, layer.padding]
-    kernel, stride, pad = (each[0] if isinstance(each, tuple) else each for each in values)
-    return kernel, stride, pad
-
-
-def map_sides(trunk: nn.Module, side: int) -> dict[str, int]:
-    """Rows of the square map after each convolution and pool of a trunk, for side x side images.
-
-    Raises ValueError where a map would have no row.
-    """
-    sides = {}
-    for name, layer in trunk.named_modules():
+def kernels(trunk: nn.Module) -> Iterator[tuple[int, int, int]]:
+    """Side of the square kernel, stride and padding of each convolution and pool, in order."""
+    for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-            kernel, stride, pad = kernel_of(layer)
-            side = (side + 2 * pad - kernel) // stride + 1
-            if side < 1:
-                raise ValueError(f"nothing is left of the image after {name}")
-            sides[name] = side
-    return sides
+            values: list[Any] = [layer.kernel_size, layer.stride, layer.padding]
+            kernel, stride, pad = (each[0] if isinstance(each, tuple) else each for each in values)
+            yield kernel, stride, pad
 
 
-def build_trunk(model: "ModelConfig", act: "ActConfig") -> tuple[Trunk, int]:
-    """The convolutional part and the channels of its last map; layers are named as in Table 1."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = IMAGE_CHANNELS
-    for s, (stage, count) in enumerate(zip(model.stages, convs_per_stage(model), strict=True), 1):
-        for i in range(count):
-            name = f"{s}" if count == 1 else f"{s}_{i + 1}"
-            stride = stage.stride if i == 0 else 1
-            pad = stage.pad[i % len(stage.pad)]
-            layers[f"conv{name}"] = nn.Conv2d(channels, stage.filters, stage.kernel, stride, pad)
-            layers[f"rect{name}"] = build_rectifier(act, stage.filters)
-            channels = stage.filters
-        if stage.pool:
-            layers[f"pool{s}"] = nn.MaxPool2d(stage.pool, stage.pool_stride)  # rounds down
-    return Trunk(layers), channels
+def build_trunk(model: "ModelConfig", act: "ActConfig") -> Trunk:
+    """The convolutional part; each rectifier is named as its convolution: rect2_1, conv2_1."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in trunk_layers(model):
+        if isinstance(layer, PoolLayer):
+            modules[layer.name] = nn.MaxPool2d(layer.kernel, layer.stride, layer.pad)
+        else:
+            modules[layer.name] = nn.Conv2d(
+                layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.pad
+            )
+            rectifier = build_rectifier(act, layer.out_channels)
+            modules[layer.name.replace("conv", "rect")] = rectifier
+    return Trunk(modules)
 
 
 def build_network(
@@ -163,10 +138,8 @@ def build_network(
     seed: int | None = 0,
 ) -> Network:
     """The network of an architecture table, initialised for `seed` (None: left uninitialised)."""
-    trunk, channels = build_trunk(model, act)
-    spp = SpatialPyramidPooling(model.spp)
-    head = Head(channels * spp.num_bins(), model.fc, num_classes, act, dropout)
-    network = Network(trunk, spp, head)
+    head = Head(num_features(model), model.fc, num_classes, act, dropout)
+    network = Network(build_trunk(model, act), SpatialPyramidPooling(model.spp), head)
     if seed is not None:
         initialise(network, init, act, seed)
     return network

@@ -22,9 +22,5 @@ class SpatialPyramidPooling(nn.Module):
         # adaptive_max_pool2d has exactly these bins.
         return torch.cat([F.adaptive_max_pool2d(maps, n).flatten(1) for n in self.levels], dim=1)
 
-    def num_bins(self) -> int:
-        """Bins of all levels: 63 for {7, 3, 2, 1}, 50 for {6, 3, 2, 1}."""
-        return sum(n * n for n in self.levels)
-
     def extra_repr(self) -> str:
         return f"levels={self.levels}"

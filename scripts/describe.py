@@ -7,13 +7,11 @@ python scripts/describe.py model=C act=prelu [--json] [--processes 8] [--cost] [
 """
 
 import argparse
-import gc
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -22,17 +20,22 @@ from common.errors import one_sentence, refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
 from configs.validate import validate
+from models.describe import (
+    Description,
+    basis,
+    cost_table,
+    costs,
+    describe,
+    hours_by_arithmetic,
+    table,
+)
 
-if TYPE_CHECKING:
-    from models.describe import Description
 
-
-def cost(config: TrainConfig, network: "Description") -> str:
+def cost(config: TrainConfig, network: Description) -> str:
     """Hours of the training on ImageNet, at the speed of runs so far or by arithmetic."""
     # Imported where it is needed: it takes a second.
     from analysis.report.runs import Edition, load
     from data.sources.imagenet import NUM_IMAGES
-    from models.describe import basis, hours_by_arithmetic
     from scripts.reproduction.cost import run_rates
 
     images = config.epochs * NUM_IMAGES["train"]
@@ -65,10 +68,6 @@ def description(options: argparse.Namespace, overrides: Sequence[str]) -> str:
     config.parallel = "hybrid"  # to check its requirements too
     validate(config, options.processes)
 
-    # Only now, since they load torch, which takes seconds.
-    from models.describe import cost_table, costs, describe, table
-
-    gc.freeze()  # looking through all of torch at the end takes a second, too
     num_classes = config.data.num_classes or 1000
     network = describe(
         config.model, config.act, config.init, num_classes=num_classes, crop=config.data.crop

@@ -23,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import torch
 from PIL import Image
 
 from analysis.report.paper import CURVE_FIGURES, ERROR_TABLES
@@ -155,6 +154,8 @@ def compare(words: Sequence[str], folder: Path) -> str:
 
     Raises UserError if weights or metrics differ.
     """
+    import torch  # not above: --help answers without it
+
     undisturbed = folder / "undisturbed"
     shutil.rmtree(undisturbed, ignore_errors=True)
     subprocess.run([sys.executable, *words, f"runs={undisturbed}"], check=True)

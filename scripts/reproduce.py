@@ -14,23 +14,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
-import torch
-
-from analysis.compare import compare
-from analysis.propagation.page import write_page
-from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
-from analysis.report.read import collect
-from analysis.report.report import write_report
+# What loads torch, scipy or matplotlib, which takes seconds, is imported by the command it is for.
 from analysis.report.runs import load
-from analysis.start.page import write_start_page
-from analysis.start.remedies import REMEDIES
-from analysis.start.study import Settings as StartSettings
-from analysis.start.study import study as start_study
 from common.errors import Stopped, UserError, one_sentence
 from configs.validate import require
 from models.describe import CARDS
@@ -78,6 +69,9 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def _analysis_if_missing(folder: Path, *, dry_run: bool) -> None:
+    from analysis.propagation.page import write_page
+    from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
+
     is_done = (folder / "README.md").is_file()
     print(f"# analysis: {'done' if is_done else 'to do, needs no data'}")
     print(f"python {os.path.relpath(__file__)} analysis --out {folder}", flush=True)
@@ -88,6 +82,10 @@ def _analysis_if_missing(folder: Path, *, dry_run: bool) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Read all runs again and write all tables, figures and pages; nothing is run."""
+    from analysis.report.read import collect
+    from analysis.report.report import write_report
+    from analysis.start.page import write_start_page
+
     runs = collect(options.runs, options.results)
     if (options.results / "start" / "records").is_dir():
         write_start_page(options.results / "start")
@@ -142,8 +140,10 @@ def add_report(commands: Commands) -> None:
 
 def analysis(options: argparse.Namespace) -> None:
     """Signal propagation (Sec. 2.2); needs no data."""
-    models = tuple(dict.fromkeys(options.models))
-    settings = Settings(models, crop=options.crop, batch=options.batch, seeds=options.seeds)
+    from analysis.propagation.page import write_page
+    from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
+
+    settings = Settings(**_asked(options, "out", "rewrite"))
     if options.rewrite:
         given = "--models, --crop, --batch, --seeds"
         require(settings == Settings(), f"--rewrite takes its settings from the file, not {given}")
@@ -155,42 +155,49 @@ def analysis(options: argparse.Namespace) -> None:
 
 def add_analysis(commands: Commands) -> None:
     """The command `analysis` and its options."""
-    default = Settings()
-    parser = commands.add_parser("analysis", help=analysis.__doc__)
-    parser.add_argument("--models", nargs="+", default=default.models, help="any model of train.py")
-    parser.add_argument("--crop", type=int, default=default.crop, help="side of the images, pixels")
-    parser.add_argument("--batch", type=int, default=default.batch, help="images of a seed")
-    parser.add_argument("--seeds", type=int, default=default.seeds, help="networks drawn")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis")
-    parser.add_argument(
-        "--rewrite", action="store_true", help="measure nothing, write all from OUT/signals.json"
+    parser = commands.add_parser(
+        "analysis", help=analysis.__doc__, argument_default=argparse.SUPPRESS
     )
+    parser.add_argument("--models", nargs="+", help="any model of train.py")
+    parser.add_argument("--crop", type=int, help="side of the images, pixels")
+    parser.add_argument("--batch", type=int, help="images of a seed")
+    parser.add_argument("--seeds", type=int, help="networks drawn")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis")
+    text = "measure nothing, write all from OUT/signals.json"
+    parser.add_argument("--rewrite", action="store_true", default=False, help=text)
     parser.set_defaults(run=analysis)
+
+
+def _asked(options: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """The settings that the command line gives; a study's own defaults hold for the rest."""
+    return {key: value for key, value in vars(options).items() if key not in ("run", *others)}
 
 
 def start(options: argparse.Namespace) -> None:
     """The first steps of training: do they diverge, and what keeps them from it."""
-    asked = {key: value for key, value in vars(options).items() if key not in ("run", "out")}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    start_study(StartSettings(**asked, device=device), options.out / "records")
+    from torch.cuda import is_available
+
+    from analysis.start.page import write_start_page
+    from analysis.start.study import Settings, study
+
+    device = "cuda" if is_available() else "cpu"
+    study(Settings(**_asked(options, "out"), device=device), options.out / "records")
     print(f"Page: {write_start_page(options.out)}")
 
 
 def add_start(commands: Commands) -> None:
     """The command `start` and its options."""
-    default = StartSettings("")
-    parser = commands.add_parser("start", help=start.__doc__)
+    parser = commands.add_parser("start", help=start.__doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("--data", required=True, help="an image folder, with train/<class>/ in it")
-    parser.add_argument("--models", nargs="+", default=default.models, help="any model of train.py")
-    parser.add_argument("--acts", nargs="+", default=default.acts, help="any act of train.py")
-    parser.add_argument("--inits", nargs="+", default=default.inits, help="any init of train.py")
-    parser.add_argument("--remedies", nargs="+", default=default.remedies, choices=list(REMEDIES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=default.seeds)
-    parser.add_argument("--steps", type=int, default=default.steps)
+    parser.add_argument("--models", nargs="+", help="any model of train.py")
+    parser.add_argument("--acts", nargs="+", help="any act of train.py")
+    parser.add_argument("--inits", nargs="+", help="any init of train.py")
+    parser.add_argument("--remedies", nargs="+", help="of analysis/start/remedies.py")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--steps", type=int)
     parser.add_argument(
         "--curvature-images",
         type=int,
-        default=default.curvature_images,
         help="of a batch, for the curvature with the first seed; 0: not measured",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "start")
@@ -200,6 +207,8 @@ def add_start(commands: Commands) -> None:
 
 def compare_runs(options: argparse.Namespace) -> None:
     """Curves of several runs in one picture, and the keys in which they differ."""
+    from analysis.compare import compare
+
     out = options.out or options.folders[0].parent / "comparison.png"
     print(compare(options.folders, out))
     print(f"Picture: {out}")

@@ -54,7 +54,7 @@ def narrow(**keys: Any) -> StageConfig:
 def sizes(table: list[Conv]) -> list[tuple[int, int, int]]:
     """(kernel, channels, filters) of each convolution."""
     convs = [conv.layer for conv in table]
-    return [(conv.kernel_size[0], conv.in_channels, conv.out_channels) for conv in convs]
+    return [(conv.kernel, conv.in_channels, conv.out_channels) for conv in convs]
 
 
 def standard_error(values: Floats) -> Floats:
@@ -79,7 +79,7 @@ def test_layers_match_the_paper() -> None:
     assert sizes(table) == (
         [(7, 3, 64), (2, 64, 128), *[(2, 128, 128)] * 3, (2, 128, 256), *[(2, 256, 256)] * 21]
     )
-    pools_of_table = [conv.pool.kernel_size if conv.pool else 0 for conv in table]
+    pools_of_table = [conv.pool.kernel if conv.pool else 0 for conv in table]
     assert pools_of_table == [3, 0, 0, 0, 2, *[0] * 22]
 
 
@@ -139,7 +139,7 @@ def test_borders_and_pools_explain_the_measured_variances(act: str) -> None:
     """On small maps, whose pool leaves a row over, the factors are far from 1."""
     config = stack(narrow(pool=2), narrow(pad=[0, 1], kernel=2, convs=3), act=act)
     table = conv_table(config)
-    variances = [2 / ((1 + config.act.slope**2) * conv.n_hat) for conv in table]
+    variances = [2 / ((1 + config.act.slope**2) * conv.layer.fan_out) for conv in table]
     signals = measure(config, crop=9, batch=2, seeds=range(60))
     shares = borders(table, 9)
     known = pools(table, signals, shares, config.act.slope)

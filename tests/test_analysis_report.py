@@ -192,7 +192,7 @@ def test_slopes_over_time_and_filters_are_those_of_the_run(place: Path) -> None:
     np.testing.assert_allclose(paper.get_ydata(), 0.596)  # conv1, channel-wise
     weights = checkpoint(place / "runs" / name)["network"]["trunk.conv1.weight"]
     with Image.open(BytesIO(b64decode(runs[name].filters))) as picture:
-        assert np.array_equal(np.asarray(picture), filter_grid(weights).numpy())
+        assert np.array_equal(np.asarray(picture), filter_grid(weights))
     others = [run for name, run in runs.items() if "small14-prelu" not in name]
     assert not any(run.filters or run.slopes_over_time for run in others)
 

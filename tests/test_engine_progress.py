@@ -83,5 +83,5 @@ def test_filters_stand_in_a_grid_and_zero_is_grey() -> None:
     assert grid[1, 2].tolist() == [255, 128, 128]
     assert grid[5, 4].tolist() == [128, 128, 0]
     assert grid[1, 4].tolist() == [128, 128, 128]
-    assert grid[0].eq(255).all()  # a white line
-    assert grid[4:, 7:].eq(255).all()  # no sixth filter
+    assert (grid[0] == 255).all()  # a white line
+    assert (grid[4:, 7:] == 255).all()  # no sixth filter

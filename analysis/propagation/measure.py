@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from analysis.propagation.theory import Floats, Signals, convolutions
 from configs.schema import TrainConfig
-from models.network import IMAGE_CHANNELS
+from models.architecture import IMAGE_CHANNELS
 
 
 def measure(config: TrainConfig, *, crop: int, batch: int, seeds: Sequence[int]) -> Signals:

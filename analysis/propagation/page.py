@@ -277,5 +277,7 @@ def _layers(results: Results) -> str:
         for i, conv in enumerate(result.table):
             numbers = [float(f"{number:.6g}") for number in (conv.std, *columns[:, :, i].flat)]
             cells = [None if math.isnan(number) else number for number in numbers]
-            rows.append([*key, conv.name, i + 1, conv.n, conv.n_hat, *cells])
+            rows.append(
+                [*key, conv.layer.name, i + 1, conv.layer.fan_in, conv.layer.fan_out, *cells]
+            )
     return csv_table(header, rows)

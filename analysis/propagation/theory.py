@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from configs.schema import TrainConfig
-from models.init import initialise, layer_stds
+from models.architecture import ConvLayer, PoolLayer, trunk_layers
+from models.init import conv_std, initialise
 from models.network import build_trunk
 
 Floats = NDArray[np.float64]
@@ -37,20 +38,9 @@ FORWARD, BACKWARD = Direction
 class Conv:
     """A convolution, the initial std of its weights, and the max-pool after it, if any."""
 
-    name: str
-    layer: nn.Conv2d
+    layer: ConvLayer
     std: float
-    pool: nn.MaxPool2d | None = None
-
-    @property
-    def n(self) -> int:
-        """Connections of a response: k * k * c."""
-        return self.layer.weight[0].numel()
-
-    @property
-    def n_hat(self) -> int:
-        """Connections of an input: k * k * d."""
-        return self.layer.weight[:, 0].numel()
+    pool: PoolLayer | None = None
 
 
 @dataclass(frozen=True)
@@ -72,22 +62,21 @@ def convolutions(config: TrainConfig, seed: int | None = None) -> nn.Sequential:
 
     seed None: the weights stay uninitialised.
     """
-    trunk, _ = build_trunk(config.model, config.act)
+    trunk = build_trunk(config.model, config.act)
     if seed is not None:
         initialise(trunk, config.init, config.act, seed)
     return trunk[:-1] if isinstance(trunk[-1], nn.MaxPool2d) else trunk
 
 
 def conv_table(config: TrainConfig) -> list[Conv]:
-    """The convolutions of a network, in order; their weights take no memory."""
-    with torch.device("meta"):
-        layers = convolutions(config)
-    stds = layer_stds(layers, config.init, config.act)
+    """The convolutions of a network, in order, as `convolutions` builds them."""
     table: list[Conv] = []
-    for name, layer in layers.named_children():
-        if isinstance(layer, nn.Conv2d):
-            table.append(Conv(name, layer, stds[name]))
-        elif isinstance(layer, nn.MaxPool2d):
+    layers = trunk_layers(config.model)
+    for place, layer in enumerate(layers, 1):
+        if isinstance(layer, ConvLayer):
+            std = conv_std(layer.fan_in, layer.fan_out, config.init, config.act.slope)
+            table.append(Conv(layer, std))
+        elif place < len(layers):
             table[-1].pool = layer
     return table
 
@@ -103,7 +92,8 @@ def predict(table: Sequence[Conv], stds: Sequence[float], slope: float) -> Float
     stds: of each layer's weights. Var[y_1] is n_1 Var[w_1], as no rectifier precedes conv1.
     """
     var_w = gain(slope) * np.square(np.array(stds, dtype=np.float64))
-    n, n_hat = np.array([conv.n for conv in table]), np.array([conv.n_hat for conv in table])
+    layers = [conv.layer for conv in table]
+    n, n_hat = np.array([(layer.fan_in, layer.fan_out) for layer in layers]).T
     forward = np.asarray(np.cumprod(n * var_w) / gain(slope))
     return np.stack([forward, _from_above(n_hat * var_w)])
 
@@ -126,21 +116,20 @@ def borders(table: Sequence[Conv], crop: int) -> Signals:
     factor = torch.ones(1, 1, crop, crop, dtype=torch.float64)
     for conv in table:
         x.append(factor)
-        mean = _mean_filter(conv.layer.kernel_size[0])
-        factor = F.conv2d(factor, mean, None, conv.layer.stride, conv.layer.padding)
+        mean = _mean_filter(conv.layer.kernel)
+        factor = F.conv2d(factor, mean, None, conv.layer.stride, conv.layer.pad)
         y.append(factor)
         if conv.pool:
-            factor = F.avg_pool2d(factor, conv.pool.kernel_size, conv.pool.stride)
+            factor = F.avg_pool2d(factor, conv.pool.kernel, conv.pool.stride)
     factor = torch.ones_like(factor)
     for i, conv in reversed(list(enumerate(table))):
         if conv.pool:  # each position of a window gets the pooled gradient
-            side = conv.pool.kernel_size
-            assert isinstance(side, int)
+            side = conv.pool.kernel
             window = side**2 * _mean_filter(side)
             factor = conv2d_input(y[i].shape, window, factor, conv.pool.stride)
         dy.insert(0, factor)
-        mean = _mean_filter(conv.layer.kernel_size[0])
-        factor = conv2d_input(x[i].shape, mean, factor, conv.layer.stride, conv.layer.padding)
+        mean = _mean_filter(conv.layer.kernel)
+        factor = conv2d_input(x[i].shape, mean, factor, conv.layer.stride, conv.layer.pad)
         dx.insert(0, factor if i else torch.tensor(torch.nan))
     return Signals(*(np.array([m.mean().item() for m in maps]) for maps in (x, y, dx, dy)))
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from analysis.report.paper import CURVE_FIGURES, SLOPE_EXPERIMENTS
@@ -20,8 +19,10 @@ from configs.keys import Effect
 from configs.schema import TrainConfig
 from configs.store import FlatConfig, changes, compose_config, flatten, read_yaml, to_dict
 from engine.progress import Validation
-from evaluation.result import Result
 from models.learned import CONV1, Slopes, filter_grid, slopes_by_layer, slopes_of
+
+if TYPE_CHECKING:
+    from evaluation.result import Result
 
 # Keys of an evaluation that hold paths or do not change its result.
 _IRRELEVANT = ("data", "out", "save_predictions", "checkpoint", "loader")
@@ -122,6 +123,8 @@ def _add_checkpoint(run: Run, path: Path) -> None:
     """How far the run is, and its slopes."""
     if not path.is_file():
         return
+    import torch  # not above: reproduce.py --help and --dry-run do without it
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         progress, network = state["progress"], state["network"]
@@ -137,7 +140,7 @@ def _add_checkpoint(run: Run, path: Path) -> None:
     run.slopes = {layer: slopes_of(values) for layer, values in layers.items()}
     if _is_one_of(run, SLOPE_EXPERIMENTS) and CONV1 in network:
         png = BytesIO()
-        Image.fromarray(filter_grid(network[CONV1]).numpy()).save(png, "png", optimize=True)
+        Image.fromarray(filter_grid(network[CONV1])).save(png, "png", optimize=True)
         run.filters = b64encode(png.getvalue()).decode()
 
 
@@ -190,7 +193,7 @@ def _gradients(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, flo
     return curves
 
 
-def _read_results(folder: Path) -> dict[str, Result]:
+def _read_results(folder: Path) -> "dict[str, Result]":
     """Result files with errors, not older than the checkpoint they tested."""
     last = folder / "checkpoints" / "last.pt"
     since = last.stat().st_mtime if last.exists() else 0

@@ -4,15 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from analysis.report.paper import ENSEMBLE, ENSEMBLE_MEMBERS, SCALED_CROP, Test
 from common.errors import UserError
 from configs.store import FlatConfig
 from engine.progress import Validation
-from evaluation.result import Result
 from models.learned import Slopes
+
+if TYPE_CHECKING:
+    from evaluation.result import Result  # imports torch, which loads for seconds
 
 _SCALED = "scaled-"  # begins the name of a scaled experiment
 
@@ -62,7 +64,7 @@ class Run:
     images_per_second: float | None = None  # median, all processes
     model: str = ""  # as model_label has it
     sessions: list[Session] = field(default_factory=list)
-    results: dict[str, Result] = field(default_factory=dict)  # by name of the result file
+    results: "dict[str, Result]" = field(default_factory=dict)  # by name of the result file
 
     @property
     def scaled(self) -> bool:

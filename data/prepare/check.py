@@ -13,7 +13,6 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from data.prepare.odd_images import COMMON, odd_images
 from data.prepare.pool import over_images
 from data.prepare.release import AT_LEAST, Release
 from data.sources.devkit import Devkit
@@ -233,6 +232,8 @@ def _misplaced(index: ImageIndex, devkit: Devkit) -> list[str]:
 
 def _check_images(run: _Check, split: str, index: ImageIndex, *, num_workers: int) -> None:
     """Decode all images, and compare the odd ones with those that are known."""
+    from data.prepare.odd_images import COMMON, odd_images  # imports torch: seconds
+
     name = Path(index.folder).name
     names, amounts = defaultdict[str, set[str]](set), Counter[str]()
     for odd in over_images(odd_images, index, num_workers=num_workers, title=f"decoding {name}"):

@@ -152,6 +152,13 @@ def open_dataset(data: DataConfig, on_progress: OnProgress) -> Dataset:
     return Dataset(train, val, check_dataset(train, val, data.num_classes))
 
 
+def refuse_missing_root(data: DataConfig) -> None:
+    """Raise UserError where open_dataset would, before torch is loaded, if nothing is there."""
+    if data.name != "synthetic":
+        for split in ("train", "val"):
+            _refuse_missing(Path(data.root).expanduser().absolute(), split)
+
+
 def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -> int:
     """The number of classes, once it is clear that train and val belong together.
 
