@@ -17,11 +17,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 from configs.help import answer_help
 from configs.schema import EvalConfig
 from configs.store import compose_early
-from configs.validate import validate_eval
+from configs.validate import require, validate_eval
+
+
+def refuse_missing(config: EvalConfig) -> None:
+    """Raise UserError if a checkpoint is not there."""
+    for path in config.checkpoints:
+        require(Path(path).is_file(), f"there is no checkpoint at {path}")
+
 
 if __name__ == "__main__":  # before torch is loaded
     answer_help(EvalConfig)
-    config = compose_early(EvalConfig, validate_eval, "eval")
+
+    def check(config: EvalConfig) -> None:
+        """Refuse at once what needs no torch to be seen."""
+        validate_eval(config)
+        refuse_missing(config)
+
+    config = compose_early(EvalConfig, check, "eval")
 
 import hydra
 import numpy as np
@@ -94,6 +107,7 @@ def evaluate(config: EvalConfig, world: World) -> None:
     All that may be refused is, before the first image is scored.
     """
     validate_eval(config)
+    refuse_missing(config)
     paths = [Path(path) for path in config.checkpoints]
     out = result_path(config, paths)
     check_outputs(config, out)

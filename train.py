@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from configs.help import answer_help
 from configs.schema import TrainConfig
-from configs.store import compose_early
+from configs.store import compose_early, to_dict
 from configs.validate import validate
 
 if __name__ == "__main__":  # before torch is loaded
@@ -23,10 +23,15 @@ if __name__ == "__main__":  # before torch is loaded
 
     def check(config: TrainConfig) -> None:
         """Refuse at once what needs no torch to be seen."""
-        from data.sources.index import refuse_missing_root  # after --help, which needs no NumPy
+        # Imported after --help, which needs no NumPy.
+        from data.sources.index import refuse_missing_root
+        from engine.run_folder import check_run
 
-        validate(config, int(os.environ.get("WORLD_SIZE", "1")))
-        refuse_missing_root(config.data)
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        validate(config, num_processes)
+        if num_processes == 1:  # of several, the main one does it, in run()
+            check_run(config.folder, to_dict(config))
+            refuse_missing_root(config.data)
 
     config = compose_early(TrainConfig, check, "train")
 
@@ -36,7 +41,7 @@ from omegaconf import DictConfig
 
 from common.errors import one_sentence, refusing
 from common.machine import keep_freed_memory
-from configs.store import as_typed, register, to_config, to_dict
+from configs.store import as_typed, register, to_config
 from data.draws import subset
 from data.loading import OnEvent, centre_stream, training_stream
 from data.normalise import load_mean, warp_mean
@@ -130,7 +135,8 @@ def run(config: TrainConfig) -> None:
         if world.device.type == "cpu":
             keep_freed_memory()
         validate(config, world.size)
-        check_run(config.folder, to_dict(config), world)
+        if world.is_main:
+            check_run(config.folder, to_dict(config))
         trainer = build(config, world)
         with open_run(config.folder, trainer.settings, world):
             trainer.fit()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
@@ -131,8 +130,6 @@ def validate_eval(config: EvalConfig) -> None:
     files = config.checkpoints
     require(len(files) > 0, "checkpoint=[] names no file")
     require(len(set(files)) == len(files), f"checkpoint={files} names a file twice")
-    for path in files:
-        require(Path(path).is_file(), f"there is no checkpoint at {path}")
     require(config.images != [], "images=[] names no image")
     weights = config.weights or [1.0] * len(files)
     require(

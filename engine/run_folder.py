@@ -30,13 +30,11 @@ def refuse_changes(path: Path, old: PlainConfig, new: PlainConfig) -> None:
         )
 
 
-def check_run(folder: Path, config: PlainConfig, world: "World") -> None:
+def check_run(folder: Path, config: PlainConfig) -> None:
     """Raise UserError where open_run would, before data set and network take their time.
 
     Makes nothing. That another process trains in the folder is seen by open_run alone.
     """
-    if not world.is_main:
-        return
     try:
         _refuse_other_config(folder, config)
         inside = (folder / "checkpoints", folder, *folder.absolute().parents)

@@ -70,23 +70,23 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_data_are_looked_
 
 def test_where_no_folder_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    check_run(tmp_path / "new" / "run", {}, ALONE)
+    check_run(tmp_path / "new" / "run", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
     for folder in (tmp_path / "file" / "run", tmp_path / (300 * "x")):
         with pytest.raises(UserError, match="cannot write to"):
-            check_run(folder, {}, ALONE)
+            check_run(folder, {})
 
 
 def test_another_configuration_is_refused_before_the_work(tmp_path: Path) -> None:
     config = to_dict(composed("model=small14", "name=a"))
     with open_run(tmp_path, config, ALONE):
         (tmp_path / "checkpoints" / "last.pt").touch()
-    check_run(tmp_path, {**config, "name": "b", "runs": "elsewhere"}, ALONE)
+    check_run(tmp_path, {**config, "name": "b", "runs": "elsewhere"})
     with pytest.raises(UserError, match="seed: 0 -> 1"):
-        check_run(tmp_path, {**config, "seed": 1}, ALONE)
+        check_run(tmp_path, {**config, "seed": 1})
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"config.yaml is damaged"):
-        check_run(tmp_path, config, ALONE)
+        check_run(tmp_path, config)
 
 
 def test_a_renamed_run_goes_on_and_fewer_steps_leave_nothing_to_do(
