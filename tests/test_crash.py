@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.files import read_json_lines
-from tests.conftest import checkpoint, free_port, metrics, torchrun
+from tests.conftest import checkpoint, metrics, torchrun
 from tests.forks import Forks
 from tests.test_train import same_tensors
 from tests.test_watchdog import started
@@ -124,19 +124,14 @@ def test_killed_at_random_times(
         print(json.dumps({"killed": killed, "finished": finished}), flush=True)
 
 
-def c10d() -> list[str]:
-    return ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_workers_killed_under_a_launcher_that_restarts_them(
-    fifty: list[str], two: Path, runs: Path, tmp_path: Path, rendezvous: str
+    fifty: list[str], two: Path, runs: Path, tmp_path: Path
 ) -> None:
     """Each of the two processes in turn; the launcher alone brings the run to its end."""
-    folder = runs / f"restarted-{rendezvous}"
-    how = ["--max-restarts=2", *(c10d() if rendezvous == "c10d" else [])]
-    arguments = [*how, *fifty, "checkpoint.every_steps=3", f"name={folder.name}"]
+    folder = runs / "restarted"
+    name = f"name={folder.name}"
+    arguments = ["--max-restarts=2", *fifty, "checkpoint.every_steps=3", name]
     killed: set[int] = set()
     with started(tmp_path / "log", *arguments) as job:
         for rank, step in ((1, 5), (0, 25)):
