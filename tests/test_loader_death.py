@@ -26,11 +26,10 @@ def name_of(pid: int) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_process(command: list[str], runs: Path) -> None:
-    more = ["loader=torchvision", "loader.workers=2"]
-    run_program(*command, *more, "name=pillow-undisturbed")
+def test_a_killed_worker_process(command: list[str], runs: Path, undisturbed: Path) -> None:
+    """The undisturbed run had the other loader, which shows the same images."""
     folder = runs / "worker-killed"
-    arguments = [*command, *more, f"name={folder.name}"]
+    arguments = [*command, "loader=torchvision", "loader.workers=2", f"name={folder.name}"]
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -50,7 +49,6 @@ def test_a_killed_worker_process(command: list[str], runs: Path) -> None:
         assert time.monotonic() - killed < 60
         time.sleep(0.1)
     assert "resuming" in run_program(*arguments).stdout
-    undisturbed = runs / "pillow-undisturbed"
     for part in ("network", "optimizer"):
         assert same_tensors(checkpoint(folder)[part], checkpoint(undisturbed)[part])
     assert metrics(folder) == metrics(undisturbed)
