@@ -69,13 +69,13 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def _analysis_if_missing(folder: Path, *, dry_run: bool) -> None:
-    from analysis.propagation.page import write_page
-    from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
-
     is_done = (folder / "README.md").is_file()
     print(f"# analysis: {'done' if is_done else 'to do, needs no data'}")
     print(f"python {os.path.relpath(__file__)} analysis --out {folder}", flush=True)
     if not is_done and not dry_run:
+        from analysis.propagation.page import write_page
+        from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
+
         write_signals(measure_all(Settings()), folder)
         write_page(read_signals(folder), folder)
 
@@ -143,7 +143,10 @@ def analysis(options: argparse.Namespace) -> None:
     from analysis.propagation.page import write_page
     from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
 
-    settings = Settings(**_asked(options, "out", "rewrite"))
+    asked = _asked(options, "out", "rewrite")
+    if "models" in asked:
+        asked["models"] = tuple(dict.fromkeys(asked["models"]))  # each once
+    settings = Settings(**asked)
     if options.rewrite:
         given = "--models, --crop, --batch, --seeds"
         require(settings == Settings(), f"--rewrite takes its settings from the file, not {given}")

@@ -54,8 +54,7 @@ def scan_folder(
     Raises UserError if there is no such folder or tar, no class, no image, an unknown class, or
     if a file is missing or damaged.
     """
-    root = Path(root).expanduser().absolute()
-    _refuse_missing(root, split)
+    root = _existing(root, split)
     if split_folder(root, split):
         index = index_folder(root, split, on_progress, refuse_empty=split == "train")
     else:
@@ -116,8 +115,7 @@ def index_folder(
 
 def class_names(root: Path | str, split: str) -> list[str]:
     """Sorted names of the classes of a split. Raises UserError if there is no such split."""
-    root = Path(root).expanduser().absolute()
-    _refuse_missing(root, split)
+    root = _existing(root, split)
     folder = split_folder(root, split)
     names = list(class_folders(folder)) if folder else []
     if names or (folder and split == "train"):
@@ -156,7 +154,7 @@ def refuse_missing_root(data: DataConfig) -> None:
     """Raise UserError where open_dataset would, before torch is loaded, if nothing is there."""
     if data.name != "synthetic":
         for split in ("train", "val"):
-            _refuse_missing(Path(data.root).expanduser().absolute(), split)
+            _existing(data.root, split)
 
 
 def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -> int:
@@ -180,7 +178,9 @@ def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -
     return count
 
 
-def _refuse_missing(root: Path, split: str) -> None:
+def _existing(root: Path | str, split: str) -> Path:
+    """The absolute path of a data set; raises UserError if it or the split is not there."""
+    root = Path(root).expanduser().absolute()
     refuse_closed(root)
     if not root.is_dir():
         hint = "type data.root=/path/to/it"
@@ -193,3 +193,4 @@ def _refuse_missing(root: Path, split: str) -> None:
             f"and val/<class>/, or {TARS['train'][0]}, {TARS['val'][0]} and {DEVKIT}, or Kaggle's "
             f"ILSVRC/ and {SOLUTION}"
         )
+    return root
