@@ -1,4 +1,4 @@
-"""Signal propagation as measured: random images up, and a random gradient down, real networks."""
+"""Signal propagation as measured: random images and a random gradient go through networks."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.propagation.theory import Floats, Signals, convolutions
+from analysis.propagation.theory import Conv, Floats, Signals, gain, products_from_above
 from configs.schema import TrainConfig
 from models.architecture import IMAGE_CHANNELS
+from models.init import initialise
+from models.network import build_trunk
+
+
+def convolutions(config: TrainConfig, seed: int) -> nn.Sequential:
+    """The trunk of train.py's network, initialised; a pool after the last rectifier is cut."""
+    trunk = build_trunk(config.model, config.act)
+    initialise(trunk, config.init, config.act, seed)
+    return trunk[:-1] if isinstance(trunk[-1], nn.MaxPool2d) else trunk
 
 
 def measure(config: TrainConfig, *, crop: int, batch: int, seeds: Sequence[int]) -> Signals:
@@ -20,38 +29,48 @@ def measure(config: TrainConfig, *, crop: int, batch: int, seeds: Sequence[int])
     """
     passes = []
     for seed in seeds:
-        layers = convolutions(config, seed).requires_grad_(False)
-        layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        passes.append(_one_pass(layers, crop, batch, seed))
+        # Not a number that seeds a layer's weights (models/init.py).
+        generator = torch.Generator().manual_seed((seed << 16) + 0xFFFF)
+        images = torch.randn(batch, IMAGE_CHANNELS, crop, crop, generator=generator)
+        images = images.to(memory_format=torch.channels_last)
+        passes.append(_one_pass(convolutions(config, seed), images, generator))
     return Signals(*np.stack(passes, axis=1))
 
 
-def _one_pass(layers: nn.Sequential, crop: int, batch: int, seed: int) -> Floats:
+def _one_pass(layers: nn.Sequential, images: Tensor, generator: torch.Generator) -> Floats:
     """Mean squares of x, y, dx, dy at each convolution: [4, L]."""
-    # Not a number that seeds a layer's weights (models/init.py).
-    generator = torch.Generator().manual_seed((seed << 16) + 0xFFFF)
-    x = torch.randn(batch, IMAGE_CHANNELS, crop, crop, generator=generator)
-    x = x.to(memory_format=torch.channels_last)
+    x = images.requires_grad_()
     inputs, outputs = list[Tensor](), list[Tensor]()
     for layer in layers:
         y = layer(x)
         if isinstance(layer, nn.Conv2d):
-            if inputs:
-                x.retain_grad()
-            else:
-                y.requires_grad_()  # the graph begins here: there is no dx_1
-            y.retain_grad()
             inputs.append(x)
             outputs.append(y)
         x = y
-    x.backward(torch.randn(x.shape, generator=generator))
-    maps = (inputs, outputs, [x.grad for x in inputs], [y.grad for y in outputs])
-    return np.array([[_mean_square(values) for values in row] for row in maps])
+    gradient = torch.randn(x.shape, generator=generator)
+    gradients = torch.autograd.grad(x, inputs + outputs, gradient)
+    squares = [_mean_square(values) for values in (*inputs, *outputs, *gradients)]
+    rows = np.reshape(squares, (4, -1))
+    rows[2, 0] = np.nan  # there is no dx_1
+    return rows
 
 
-def _mean_square(values: Tensor | None) -> float:
+def _mean_square(values: Tensor) -> float:
     """In float64: with std 0.01 the squares of 30 layers come near the end of float32's range."""
-    if values is None:
-        return float("nan")
     norm = torch.linalg.vector_norm(values.detach(), dtype=torch.float64)
     return norm.item() ** 2 / values.numel()
+
+
+def pools(table: Sequence[Conv], signals: Signals, at_borders: Signals, slope: float) -> Floats:
+    """Factors by which max-pools changed Eq. 9 and 13 up to each layer, measured: [2, seeds, L].
+
+    A rectifier and the pool behind it together take the place of the factor 1/2 (1 + a^2).
+    at_borders: the factors of `borders`, which must not count twice.
+    """
+    has_pool = [conv.pool is not None for conv in table[:-1]]
+    passed = signals.passed() / at_borders.passed()[:, None] / gain(slope)
+    up, down = np.where(has_pool, passed, 1)
+    ones = np.ones((len(up), 1))
+    forward = np.cumprod(np.hstack([ones, up]), axis=1)
+    # dx_l has passed the pools after layers l to L-1.
+    return np.stack([forward, products_from_above(np.hstack([down, ones]))])
