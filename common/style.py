@@ -1,7 +1,7 @@
 """How every figure looks, and how it is saved: the same figure always gives the same bytes.
 
-Series differ in colour, line and marker, so that colour-blind readers and black-and-white prints
-tell them apart.
+Series differ in colour, line and marker, so they can be told apart by colour-blind readers and in
+black-and-white prints.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,13 +57,13 @@ _STYLE: Any = {  # Any: matplotlib's types allow only literal keys
 
 
 def series(index: int) -> dict[str, Any]:
-    """Colour, line and marker of a figure's series number `index`, as arguments of `plot`."""
+    """Colour, line and marker of series number `index` of a figure, as arguments of `plot`."""
     colour, line, marker = _SERIES[index % len(_SERIES)]
     return {"color": colour, "linestyle": line, "marker": marker}
 
 
 def plain_log_axis(axes: Axes, ticks: Sequence[float] | None = None, above: float = inf) -> None:
-    """A logarithmic y axis whose ticks read 0.1, 1, 10; from `above` on, "or more" is added."""
+    """A logarithmic y axis whose ticks read 0.1, 1, 10; those from `above` on add "or more"."""
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
     if ticks:
@@ -92,7 +92,7 @@ def mark_level(axes: Axes, level: float, label: str) -> None:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures made and saved inside the context have the project's style."""
+    """Give the project's style to figures that are made and saved inside the context."""
     with matplotlib.rc_context(_STYLE):
         yield
 

@@ -1,4 +1,4 @@
-"""Runs side by side: the picture is written, the keys are those that differ, others are refused."""
+"""Comparing runs: the figure, the table of keys that differ, and what is refused."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def lines_of(figure: Figure, panel: int) -> list[list[list[float]]]:
     return [[list(xy) for xy in line.get_xydata()] for line in figure.axes[panel].get_lines()]
 
 
-def test_the_picture_and_the_keys(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figure_and_the_differing_keys(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     relu = runs / "scaled-small14-relu-imagenet-seed0"
     main(["compare", str(relu), str(runs / "slow")])
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -37,7 +37,7 @@ def test_the_picture_and_the_keys(runs: Path, capsys: pytest.CaptureFixture[str]
         assert min(picture.size) > 300
 
 
-def test_curves_are_those_of_the_files_by_images(runs: Path) -> None:
+def test_curves_are_those_of_the_files_over_images(runs: Path) -> None:
     folders = [runs / "scaled-small14-relu-imagenet-seed0", runs / "slow"]
     figure = draw([read_curves(folder, folder.name) for folder in folders])
     lines = [json.loads(text) for text in (runs / "slow" / "metrics.jsonl").open()]
@@ -48,7 +48,7 @@ def test_curves_are_those_of_the_files_by_images(runs: Path) -> None:
     assert {y for _, y in lines_of(figure, 2)[0]} == {0.01}
 
 
-def test_what_is_no_run_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_a_run_are_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "empty").mkdir()
     begun = make_run(runs, "scaled-small14-relu", done=0, seed=1)
     slow = runs / "slow"

@@ -1,4 +1,4 @@
-"""Figs. 4 and 5 from saved predictions, and the summary of errors by class behind Fig. 6."""
+"""Figs. 4 and 5 from saved predictions, and the errors by class behind Fig. 6."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ def index(small: Path) -> ImageIndex:
 
 @pytest.fixture
 def saved(tmp_path: Path, index: ImageIndex) -> Path:
-    """Predictions: right for the first image of each class, far off for all others."""
+    """Predictions that are right for the first image of each class and far off for all others."""
     scores = np.tile(np.linspace(0.01, 0.02, 10, dtype=np.float32), (50, 1))
     first = np.unique(index.labels, return_index=True)[1]
     for i, label in enumerate(index.labels):
-        # Where it is wrong, the five best are the classes after the true one.
+        # Otherwise the five best are the classes that follow the true one.
         best = [label] if i in first else [(label + k) % 10 for k in range(1, 6)]
         scores[i, best] = np.linspace(0.5, 0.3, len(best))
     path = tmp_path / "runs" / "ensemble-folder" / "predictions-dense.npz"
@@ -37,7 +37,9 @@ def saved(tmp_path: Path, index: ImageIndex) -> Path:
     return path
 
 
-def test_examples_are_right_or_wrong_as_asked(saved: Path, small: Path, index: ImageIndex) -> None:
+def test_examples_are_right_or_wrong_as_requested(
+    saved: Path, small: Path, index: ImageIndex
+) -> None:
     words = [f"word {name}" for name in index.classes]
     files = {index.read(i): int(index.labels[i]) for i in range(50)}
     for right in (True, False):
@@ -76,7 +78,7 @@ def test_figures_4_and_5_are_in_the_report(saved: Path, small: Path, tmp_path: P
         assert f"({name}.png)" in page
         assert (results / f"{name}.png").stat().st_size > 5000
         assert (results / f"{name}.svg").exists()
-    assert "(fig4.png)" not in page  # which would show ImageNet
+    assert "(fig4.png)" not in page  # the paper's edition, of ImageNet
 
 
 def test_errors_by_class_are_summarised() -> None:

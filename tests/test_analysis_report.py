@@ -1,4 +1,4 @@
-"""The report on made-up runs: each is in the right table, with the numbers of its files."""
+"""The report on made-up runs: each stands in the right table, with the numbers of its files."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from analysis.report.paper import DENSE, ENSEMBLE_MEMBERS, SLOPES, TABLE4, TEN
 from analysis.report.read import collect, read_run
 from analysis.report.report import write_report
 from analysis.report.runs import Edition, load
-from analysis.report.selection import choose, find_result
+from analysis.report.selection import EditionRuns, find_result
 from common.errors import UserError
 from common.files import read_json_lines
 from engine.log import Log
@@ -35,7 +35,8 @@ from tests.fake_runs import (
     make_run,
 )
 
-T4: dict[int | None, tuple[int, int]] = {
+# Wrong images of a test for Table 4, top-1 and top-5, by scale; None: combined.
+WRONG: dict[int | None, tuple[int, int]] = {
     256: (13120, 4125),
     384: (12400, 3600),
     480: (12700, 3800),
@@ -48,34 +49,34 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def reported(runs: Path, results: Path) -> str:
-    """Collect and report; returns the page."""
+    """The page of a report on these runs."""
     return write_report(collect(runs, results), results, runs).read_text()
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/ and results/ of a half-finished reproduction, in which some things went wrong."""
+def reproduction(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/ and results/ of a half-finished reproduction in which some things went wrong."""
     folder = tmp_path_factory.mktemp("reproduction")
     runs = folder / "runs"
     for seed in (0, 1, 2):  # Table 4: three seeds of PReLU, one of ReLU
         run = make_run(runs, "a-prelu", seed=seed)
-        make_result(run, DENSE, {s: (a - 300 * seed, b) for s, (a, b) in T4.items()})
+        make_result(run, DENSE, {s: (a - 300 * seed, b) for s, (a, b) in WRONG.items()})
     run = make_run(runs, "a-relu")
-    make_result(run, DENSE, T4, per_class=class_rows(1, 8))
+    make_result(run, DENSE, WRONG, per_class=class_rows(1, 8))
     make_ensemble(runs, DENSE, (10_000, 2_500), per_class=class_rows(2, 5))
-    # Table 2: one partial and tested, one partial, one finished and not tested, one missing.
+    # Table 2: one run is partial and tested, one partial, one finished but not tested, one missing.
     run = make_run(runs, "small14-relu", done=12)
     make_result(run, TEN, {256: (20_000, 8_000), None: (20_000, 8_000)})
     run = make_run(runs, "small14-prelu", done=3, slope=0.6)
     add_slopes(run, {10_009: 0.3, 30_027: 0.6})
     make_run(runs, "small14-prelu-shared", slope=0.7)
-    # A run that differs from its experiment file, and one on another data set.
+    # One run differs from its experiment's file, and one is on another data set.
     run = make_run(runs, "small14-lrelu", "batch_size=64", "name=odd")
     make_result(run, TEN, {256: (5_000, 500), None: (5_000, 500)})
     make_run(runs, "fig2-he", "data=folder", "data.root=/elsewhere/birds")
     for seed in (0, 1):
-        for init, end, norm in (("he", 70.0, 1.0), ("xavier", 99.9, 1e-6)):
-            run = make_run(runs, f"fig3-{init}", seed=seed, curve=(99.9, end + seed / 100))
+        for init, error, norm in (("he", 70.0, 1.0), ("xavier", 99.9, 1e-6)):
+            run = make_run(runs, f"fig3-{init}", seed=seed, curve=(99.9, error + seed / 100))
             add_gradients(run, {"conv1": (norm, norm / 2), "fc1": (2 * norm, norm)}, 90_000)
     for act, wrong in (("relu", 1500), ("prelu", 1400)):
         run = make_run(runs, f"scaled-small14-{act}", "data=synthetic", "data.crop=64")
@@ -84,15 +85,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_table_has_the_numbers_of_the_result_files(place: Path) -> None:
-    rows = rows_of(place / "results" / "table4.csv")
+@pytest.fixture(scope="module")
+def results(reproduction: Path) -> Path:
+    return reproduction / "results"
+
+
+def test_a_run_without_a_checkpoint_has_no_slopes_to_draw(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", "small14-prelu-shared", done=1)
+    run = make_run(tmp_path / "runs", "small14-prelu", done=1)
+    (run / "checkpoints" / "last.pt").unlink()
+    reported(tmp_path / "runs", tmp_path / "results")
+    assert (tmp_path / "results" / "table1.png").is_file()
+
+
+def test_a_table_has_the_numbers_of_the_result_files(reproduction: Path, results: Path) -> None:
+    rows = rows_of(results / "table4.csv")
     assert len(rows) == 2 * len(TABLE4.rows)
     runs = {"ReLU": ["a-relu-imagenet-seed0"]}
     runs["PReLU"] = [f"a-prelu-imagenet-seed{seed}" for seed in (0, 1, 2)]
     for row in rows:
         entries = []
         for name in runs[row["activation"]]:
-            result = json.loads((place / "runs" / name / "result-dense.json").read_text())
+            result = json.loads((reproduction / "runs" / name / "result-dense.json").read_text())
             by_scale = {str(entry["scale"]): entry for entry in result["scales"]}
             entries.append({**by_scale, "multi-scale": result["combined"]}[row["scale"]])
         mean = sum(entry[f"{row['error']}_error"] for entry in entries) / len(entries)
@@ -106,38 +120,37 @@ def test_a_table_has_the_numbers_of_the_result_files(place: Path) -> None:
         assert row["commit"] == "c" * 40
 
 
-def test_only_several_seeds_have_a_spread(place: Path) -> None:
-    rows = rows_of(place / "results" / "table4.csv")
+def test_a_spread_needs_several_seeds(results: Path) -> None:
+    rows = rows_of(results / "table4.csv")
     top1 = {(r["scale"], r["activation"]): r for r in rows if r["error"] == "top1"}
     # 12010, 11710, 11410 of 50,000 wrong: 24.02, 23.42, 22.82 %.
     assert float(top1["multi-scale", "PReLU"]["spread"]) == pytest.approx(0.6)
     assert top1["multi-scale", "ReLU"]["spread"] == ""
-    text = (place / "results" / "table4.md").read_text()
+    text = (results / "table4.md").read_text()
     assert "23.42 ± 0.60 / 6.50 ± 0.00" in text
     assert "| 0, 1, 2 |" in text
 
 
-def test_missing_partial_and_untested_runs_are_marked(place: Path) -> None:
-    table = (place / "results" / "table2.md").read_text()
+def test_missing_partial_and_untested_runs_are_marked(results: Path) -> None:
+    table = (results / "table2.md").read_text()
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert "40.00 / 16.00 (partial: 12 of 75 epochs)" in lines["ReLU"]
     assert "| partial: 3 of 75 epochs, not tested |" in lines["PReLU, channel-wise"]
     assert "| not tested |" in lines["PReLU, channel-shared"]
     assert "| not run |" in lines["Leaky ReLU, a = 0.01"]
-    rows = rows_of(place / "results" / "table2.csv")
+    rows = rows_of(results / "table2.csv")
     states = {row["activation"]: row["state"] for row in rows}
     assert states["ReLU"] == "partial: 12 of 75 epochs"
     assert [row["ours"] for row in rows if row["activation"] != "ReLU"] == [""] * 6
 
 
-def test_a_run_that_differs_from_its_experiment_is_in_no_table(place: Path) -> None:
-    page = (place / "results" / "README.md").read_text()
+def test_a_run_that_differs_from_its_experiment_is_in_no_table(results: Path) -> None:
+    page = (results / "README.md").read_text()
     assert "in no table, differs from its file: batch_size: 128 -> 64" in page
     assert "10.00 / 1.00" not in page  # its errors
 
 
-def test_other_data_and_scaled_runs_have_pages_of_their_own(place: Path) -> None:
-    results = place / "results"
+def test_other_data_and_scaled_runs_have_pages_of_their_own(results: Path) -> None:
     plain = (results / "table2.md").read_text() + (results / "fig2.md").read_text()
     assert "75.00" not in plain
     assert "scaled" not in plain.lower()
@@ -158,19 +171,19 @@ def test_other_data_and_scaled_runs_have_pages_of_their_own(place: Path) -> None
     assert "/elsewhere" not in "".join(p.read_text() for p in (results / "records").iterdir())
 
 
-def test_curves_and_gradients(place: Path) -> None:
-    he, xavier = rows_of(place / "results" / "fig3.csv")
+def test_curves_and_gradients(results: Path) -> None:
+    he, xavier = rows_of(results / "fig3.csv")
     assert he["seeds"] == xavier["seeds"] == "2"
     assert float(he["top1_error"]) < 72 < 99 < float(xavier["top1_error"])
     assert float(he["top1_spread"]) == pytest.approx(0.01 / 2**0.5, rel=0.05)
     assert float(xavier["conv1_gradient_first"]) == pytest.approx(1e-6)
     assert float(xavier["conv1_gradient_last"]) == pytest.approx(5e-7)
     # 9 epochs of 1,281,167 images at 400 a second, two seeds.
-    assert f"| {2 * 9 * 1_281_167 / 400 / 3600:.1f} |" in (place / "results/fig3.md").read_text()
+    assert f"| {2 * 9 * 1_281_167 / 400 / 3600:.1f} |" in (results / "fig3.md").read_text()
 
 
-def test_slopes_are_those_of_the_checkpoint(place: Path) -> None:
-    rows = rows_of(place / "results" / "table1.csv")
+def test_slopes_are_those_of_the_checkpoint(results: Path) -> None:
+    rows = rows_of(results / "table1.csv")
     assert [row["layer"] for row in rows[::2]] == list(SLOPES)
     assert float(rows[0]["ours"]) == pytest.approx(0.7, abs=1e-6)
     assert float(rows[2]["ours"]) == pytest.approx(0.35, abs=1e-6)
@@ -179,9 +192,11 @@ def test_slopes_are_those_of_the_checkpoint(place: Path) -> None:
     assert float(rows[2]["difference"]) == pytest.approx(0.35 - 0.103, abs=1e-6)
 
 
-def test_slopes_over_time_and_filters_are_those_of_the_run(place: Path) -> None:
+def test_slopes_over_time_and_filters_are_those_of_the_run(
+    reproduction: Path, results: Path
+) -> None:
     name = "small14-prelu-imagenet-seed0"
-    runs = {run.name: run for run in load(place / "results")}
+    runs = {run.name: run for run in load(results)}
     figure = draw_slopes_over_time(runs[name], "", Edition())
     assert [axes.get_title() for axes in figure.axes[: len(SLOPES)]] == list(SLOPES)
     mean, initial, paper = figure.axes[0].get_lines()
@@ -190,17 +205,17 @@ def test_slopes_over_time_and_filters_are_those_of_the_run(place: Path) -> None:
     np.testing.assert_allclose(mean.get_xydata(), points)
     np.testing.assert_allclose(initial.get_ydata(), 0.25)
     np.testing.assert_allclose(paper.get_ydata(), 0.596)  # conv1, channel-wise
-    weights = checkpoint(place / "runs" / name)["network"]["trunk.conv1.weight"]
+    weights = checkpoint(reproduction / "runs" / name)["network"]["trunk.conv1.weight"]
     with Image.open(BytesIO(b64decode(runs[name].filters))) as picture:
         assert np.array_equal(np.asarray(picture), filter_grid(weights))
     others = [run for name, run in runs.items() if "small14-prelu" not in name]
     assert not any(run.filters or run.slopes_over_time for run in others)
 
 
-def test_only_an_ensemble_of_the_six_models_counts(place: Path, tmp_path: Path) -> None:
+def test_only_an_ensemble_of_the_six_models_counts(results: Path, tmp_path: Path) -> None:
     (row,) = [
         row
-        for row in rows_of(place / "results" / "table7.csv")
+        for row in rows_of(results / "table7.csv")
         if row["models"].startswith("PReLU") and row["error"] == "top5"
     ]
     assert float(row["ours"]) == 5.0
@@ -212,31 +227,33 @@ def test_only_an_ensemble_of_the_six_models_counts(place: Path, tmp_path: Path) 
 
 def test_only_the_test_that_the_table_names_counts(tmp_path: Path) -> None:
     wrong = {256: (100, 10), None: (100, 10)}
-    odd: list[dict[str, Any]] = [
+    other_settings: list[dict[str, Any]] = [
         {"square": True},
         {"average": "logits"},
         {"subset": 500},
         {"checkpoints": ["somewhere/checkpoints/best.pt"]},
     ]
     run = make_run(tmp_path / "runs", "small14-relu")
-    for place, how in enumerate(odd):
-        make_result(run, TEN, wrong, **how)
-        (run / "result-ten.json").rename(run / f"result-{place}.json")
+    for index, setting in enumerate(other_settings):
+        make_result(run, TEN, wrong, **setting)
+        (run / "result-ten.json").rename(run / f"result-{index}.json")
     page = reported(tmp_path / "runs", tmp_path / "results")
     assert re.search(r"\| ReLU \| 33.82 / 13.34 \| not tested \|", page)
     make_result(run, TEN, {256: (17_000, 7_000), None: (17_000, 7_000)})
     assert "| 34.00 / 14.00 |" in reported(tmp_path / "runs", tmp_path / "results")
-    later = time.time() + 60  # the run went on
+    later = time.time() + 60  # training continued after the test
     os.utime(run / "checkpoints" / "last.pt", (later, later))
     page = reported(tmp_path / "runs", tmp_path / "results")
     assert "| 34.00 / 14.00 |" not in page
 
 
 def test_a_renamed_run_keeps_its_results(tmp_path: Path) -> None:
-    """One that a test of another run has written into its folder stays the other's."""
+    """A result of another run that was written into its folder stays the other run's."""
     home = make_run(tmp_path / "runs", "a-relu").rename(tmp_path / "runs" / "old")
-    make_result(home, DENSE, T4)
-    make_result(home, TEN, T4, checkpoints=["elsewhere/b/last.pt"], out=f"{home}/result-ten.json")
+    make_result(home, DENSE, WRONG)
+    make_result(
+        home, TEN, WRONG, checkpoints=["elsewhere/b/last.pt"], out=f"{home}/result-ten.json"
+    )
     run = read_run(home.rename(home.with_name("new")))
     assert run is not None
     assert run.results[f"result-{DENSE.name}.json"]["checkpoints"] == ["new/last.pt"]
@@ -247,7 +264,7 @@ def test_a_renamed_run_keeps_its_results(tmp_path: Path) -> None:
 def test_the_commit_is_that_of_the_last_session_that_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without reproduce.py and its sessions.jsonl, too."""
+    """Also without reproduce.py and its sessions.jsonl."""
     folder = make_run(tmp_path / "runs", "a-relu")
 
     def session(version: str, first: int, last: int) -> str | None:
@@ -273,21 +290,23 @@ def test_scaled_runs_of_different_lengths_are_not_averaged(tmp_path: Path) -> No
     for seed, steps in ((0, 400), (1, 400), (2, 100)):
         make_run(tmp_path, "scaled-fig3-he", "data=synthetic", f"max_steps={steps}", seed=seed)
     edition = Edition(scaled=True, data="synthetic")
-    chosen = choose(collect(tmp_path, tmp_path / "results"), edition, "fig3-he")
+    runs = EditionRuns(edition, collect(tmp_path, tmp_path / "results"))
+    chosen = runs.choose("fig3-he")
     assert [(run.seed, run.steps) for run in chosen.runs] == [(0, 400), (1, 400)]
 
 
-def test_records_outlive_the_runs_and_a_damaged_one_is_refused(place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place / "results" / "records", tmp_path / "records")
+def test_records_outlive_the_runs_and_damaged_ones_are_refused(
+    results: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(results / "records", tmp_path / "records")
     page = reported(tmp_path / "none", tmp_path)
-    assert page == (place / "results" / "README.md").read_text()
+    assert page == (results / "README.md").read_text()
     (tmp_path / "records" / "odd.json").write_text("{")
     with pytest.raises(UserError, match=r"odd\.json is damaged"):
         load(tmp_path)
 
 
-def test_the_page_shows_every_figure_and_needs_no_other_file(place: Path) -> None:
-    results = place / "results"
+def test_the_page_shows_every_figure_and_needs_no_other_file(results: Path) -> None:
     page, html = (results / "README.md").read_text(), (results / "report.html").read_text()
     figures = re.findall(r"\((\S+)\.png\)", page)
     assert {"table1", "table1-over-time", "table1-filters"} <= set(figures)
@@ -305,13 +324,13 @@ def test_the_page_shows_every_figure_and_needs_no_other_file(place: Path) -> Non
     assert html.count("<table>") == len(re.findall(r"^\| ---", page, re.MULTILINE))
 
 
-def test_figures_without_records_are_deleted(place: Path, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(place / "results", results)
-    for path in (results / "records").iterdir():
+def test_figures_without_records_are_deleted(results: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    for path in (copy / "records").iterdir():
         path.unlink()
-    page = reported(tmp_path / "none", results)
+    page = reported(tmp_path / "none", copy)
     for name in ("table1", "table1-over-time", "table1-filters", "fig3", "fig6", "fig7"):
         assert f"({name}.png)" not in page
-        assert not (results / f"{name}.png").exists()
+        assert not (copy / f"{name}.png").exists()
     assert "No training run is finished yet." in page

@@ -9,8 +9,7 @@ from pathlib import Path
 import markdown
 
 from analysis.report.runs import Run
-from analysis.report.tables import Table, number, short
-from analysis.table import BLANK, markdown_table
+from analysis.table import BLANK, Table, markdown_table, number, short
 
 _HEAD = """\
 # Results
@@ -37,13 +36,18 @@ h2 { border-top: 1px solid #ddd; padding-top: 1em; margin-top: 2em; }
 
 @dataclass(frozen=True)
 class Section:
-    """A table, figures, or both."""
+    """A section of the page: a table, figures, or both."""
 
     title: str
     table: Table | None = None
     figures: Sequence[str] = ()  # file names without .png, .svg
-    state: str = ""  # shown where there is neither table nor figure
+    state: str = ""  # shown if there is neither a table nor a figure
     note: str = ""
+
+    @staticmethod
+    def of(table: Table, figures: Sequence[str] = ()) -> "Section":
+        """The section of a table, which has its title."""
+        return Section(table.title, table, figures)
 
     @property
     def has_run(self) -> bool:
@@ -52,31 +56,31 @@ class Section:
 
     @property
     def order(self) -> tuple[int, str]:
-        """The paper's: tables, figures, then what is in the text."""
+        """A sort key: tables, then figures, then what stands in the text of the paper."""
         kinds = ("Table", "Fig.", "Sec.")
         return kinds.index(self.title.split()[0]), self.title.split(":")[0]
 
     @property
     def anchor(self) -> str:
-        """The target of its link at the top of the page."""
+        """The target of the link at the top of the page."""
         return self.table.name if self.table else self.figures[0]
 
     def markdown(self) -> str:
         parts = [f'<a id="{self.anchor}"></a>'] if self.has_run else []
-        parts += [f"## {self.title}", self.note, self.table.note if self.table else ""]
-        parts += [f"![{self.title}]({name}.png)" for name in self.figures]
+        parts += [f"## {self.title}", self.note]
+        images = [f"![{self.title}]({name}.png)" for name in self.figures]
         files = [f"{name}.svg" for name in self.figures]
         if self.table:
-            parts.append(self.table.markdown().rstrip())
-            files.insert(0, f"{self.table.name}.csv")
-        elif not self.figures:
-            parts.append(self.state)
+            parts += [self.table.note, *images, self.table.markdown().rstrip()]
+            files = [f"{self.table.name}.csv", *files]
+        else:
+            parts += images or [self.state]
         parts.append(", ".join(f"[{file}]({file})" for file in files))
         return "\n\n".join(filter(None, parts))
 
 
 def write_page(sections: Sequence[Section], runs: Sequence[Run], results: Path) -> Path:
-    """README.md and report.html; returns the path of the former."""
+    """Write README.md and report.html; returns the path of README.md."""
     links = [f"- [{each.title}](#{each.anchor})" for each in sections if each.has_run]
     summary = "Run so far:\n\n" + "\n".join(links) if links else "No training run is finished yet."
     parts = [_HEAD, summary, *(section.markdown() for section in sections)]
@@ -98,7 +102,7 @@ def _first_steps(results: Path) -> str:
 
 
 def _propagation(results: Path) -> str:
-    """The page of `reproduce.py analysis`, one level down."""
+    """The page of `reproduce.py analysis`, as a section: links and headings moved down a level."""
     path = results / "analysis" / "README.md"
     if not path.is_file():
         return "## Signal propagation (Sec. 2.2)\n\nnot run: `python scripts/reproduce.py analysis`"
@@ -107,7 +111,7 @@ def _propagation(results: Path) -> str:
 
 
 def _run_table(runs: Sequence[Run]) -> str:
-    """Every run there is a record of, also those that no table lists."""
+    """Every recorded run, also those that stand in no table."""
     if not runs:
         return "## Runs\n\nnone yet"
     header = ["run", "data", "trained", "state", "images/s", "hours", "commit", "remarks"]
@@ -118,8 +122,8 @@ def _run_table(runs: Sequence[Run]) -> str:
             run.length if run.epochs else BLANK,
             ("finished" if run.finished else "partial") if run.epochs else "tested",
             number(run.images_per_second, ".1f"),
-            number(run.hours) if run.hours else BLANK,
-            short(run.commit) if run.commit else BLANK,
+            number(run.hours or None),
+            short(run.commit),
             _remarks(run),
         ]
         for run in runs
@@ -128,13 +132,14 @@ def _run_table(runs: Sequence[Run]) -> str:
 
 
 def _remarks(run: Run) -> str:
-    remarks = [f"in no table, differs from its file: {'; '.join(run.changed)}"] * bool(run.changed)
-    remarks += [f"differs in {change}" for change in run.noted]
+    remarks = [f"differs in {change}" for change in run.noted]
+    if run.changed:
+        remarks.insert(0, f"in no table, differs from its file: {'; '.join(run.changed)}")
     return "; ".join(remarks).replace("|", "\\|")
 
 
 def _commands(runs: Sequence[Run]) -> str:
-    """The commands behind the runs that reproduce.py started."""
+    """The commands of reproduce.py that succeeded, each once."""
     lines = [session.command for run in runs for session in run.sessions if session.status == 0]
     if not lines:
         return ""
@@ -142,16 +147,16 @@ def _commands(runs: Sequence[Run]) -> str:
 
 
 def _html(text: str, results: Path) -> str:
-    """The page as a single file: images embedded, links to other files as plain text."""
+    """The page as a single file: images are embedded, links to other files are plain text."""
     body = markdown.markdown(text, extensions=["tables", "fenced_code"])
     body = re.sub(r'<a href="(?!https?:|#)[^"]*">(.*?)</a>', r"\1", body)
 
-    def inline(match: "re.Match[str]") -> str:
+    def embed(match: re.Match[str]) -> str:
         path = results / match[1]
         if not path.is_file():
             return match[0]
         return f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"'
 
-    body = re.sub(r'src="([^":]+\.png)"', inline, body)
+    body = re.sub(r'src="([^":]+\.png)"', embed, body)
     head = f'<meta charset="utf-8"><title>Results</title><style>{_STYLE}</style>'
     return f"<!doctype html><html><head>{head}</head><body>\n{body}\n</body></html>\n"

@@ -7,12 +7,11 @@ gives no number.
 from dataclasses import dataclass
 
 Errors = tuple[float | None, float | None]  # top-1, top-5
-Member = tuple[str, int]  # a run: experiment (configs/experiment/) and seed
 
 
 @dataclass(frozen=True)
 class Test:
-    """How a trained network is tested: keys of eval.py."""
+    """How a trained network is tested, in keys of eval.py."""
 
     name: str  # of the result file: result-NAME.json
     views: str
@@ -20,7 +19,7 @@ class Test:
     subset: int | None = None
 
     def scaled(self, crop: int) -> "Test":
-        """The same of scaled runs: scales in proportion to their crop, and fewer images."""
+        """The test of scaled runs: scales in proportion to the crop, and fewer images."""
         scales = tuple(round(scale * crop / 224) for scale in self.scales)
         return Test(self.name, self.views, scales, subset=2000)
 
@@ -32,7 +31,7 @@ SCALED_CROP = 64  # of configs/experiment/scaled.yaml
 
 # Table 7: six models, one of them C; the paper does not name the others.
 ENSEMBLE = "ensemble"  # the experiment of the six together
-ENSEMBLE_MEMBERS: tuple[Member, ...] = (
+ENSEMBLE_MEMBERS = (  # experiment (configs/experiment/) and seed
     ("c-prelu", 0),
     ("b-prelu", 0),
     ("b-prelu", 1),
@@ -48,9 +47,9 @@ class Row:
 
     label: tuple[str, ...]
     paper: Errors
-    experiment: str | None = None  # None: others' work, which the paper quotes
+    experiment: str | None = None  # None: quoted by the paper from others
     test: Test = TEN
-    scale: int | None = None  # None: all scales combined
+    scale: int | None = None  # None: all scales of the test combined
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,14 @@ class ErrorTable:
 
     name: str
     title: str
-    head: tuple[str, ...]  # of the label's columns
+    head: tuple[str, ...]  # above the labels of the rows
     rows: tuple[Row, ...]
     note: str = ""
-
-    @property
-    def experiments(self) -> list[str]:
-        """The experiments that its rows show, in order."""
-        return [row.experiment for row in self.rows if row.experiment]
 
 
 @dataclass(frozen=True)
 class CurveFigure:
-    """Error, loss and gradients in the course of training."""
+    """Error, loss and gradients over the course of training."""
 
     name: str
     title: str
@@ -97,22 +91,19 @@ TABLE2 = ErrorTable(
     note="The paper's table has no Leaky ReLU.",
 )
 
-_TABLE4: dict[int | None, tuple[Errors, Errors]] = {
-    256: ((26.25, 8.25), (25.81, 8.08)),
-    384: ((24.77, 7.26), (24.20, 7.03)),
-    480: ((25.46, 7.63), (24.83, 7.39)),
-    None: ((24.02, 6.51), (22.97, 6.28)),
-}
 TABLE4 = ErrorTable(
     name="table4",
     title="Table 4: ReLU and PReLU in model A, dense testing",
     head=("scale", "activation"),
-    rows=tuple(
-        Row((str(scale or "multi-scale"), act), errors, experiment, test=DENSE, scale=scale)
-        for scale, pair in _TABLE4.items()
-        for act, experiment, errors in zip(
-            ("ReLU", "PReLU"), ("a-relu", "a-prelu"), pair, strict=True
-        )
+    rows=(
+        Row(("256", "ReLU"), (26.25, 8.25), "a-relu", test=DENSE, scale=256),
+        Row(("256", "PReLU"), (25.81, 8.08), "a-prelu", test=DENSE, scale=256),
+        Row(("384", "ReLU"), (24.77, 7.26), "a-relu", test=DENSE, scale=384),
+        Row(("384", "PReLU"), (24.20, 7.03), "a-prelu", test=DENSE, scale=384),
+        Row(("480", "ReLU"), (25.46, 7.63), "a-relu", test=DENSE, scale=480),
+        Row(("480", "PReLU"), (24.83, 7.39), "a-prelu", test=DENSE, scale=480),
+        Row(("multi-scale", "ReLU"), (24.02, 6.51), "a-relu", test=DENSE),
+        Row(("multi-scale", "PReLU"), (22.97, 6.28), "a-prelu", test=DENSE),
     ),
     note="Both runs switch the learning rate at the same epochs.",
 )
@@ -226,4 +217,4 @@ ARCHITECTURES = (("vgg19", 19, 1.96), ("A", 19, 1.90), ("B", 22, 2.32), ("C", 22
 FIG6_AT_ZERO = 113
 # Fig. 7, against the team's entry of 2014: classes better, equal, worse.
 FIG7_COUNTS = (824, 127, 49)
-FIG7_BASELINE = "a-relu"  # ours is compared with this network, tested as DENSE
+FIG7_BASELINE = "a-relu"  # what we compare with instead, tested as DENSE

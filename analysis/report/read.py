@@ -24,7 +24,7 @@ from models.learned import CONV1, Slopes, filter_grid, slopes_by_layer, slopes_o
 if TYPE_CHECKING:
     from evaluation.result import Result
 
-# Keys of an evaluation that hold paths or do not change its result.
+# Keys of eval.py that hold paths or do not change the result.
 _IRRELEVANT = ("data", "out", "save_predictions", "checkpoint", "loader")
 
 _CURVE_POINTS = 300  # of a loss curve
@@ -32,10 +32,9 @@ _LAYER_POINTS = 40  # of a layer's gradient norms, and of its slopes
 
 
 def collect(runs: Path, results: Path) -> list[Run]:
-    """Read all folders of experiments' runs, and return the records of all runs.
+    """Write a record of each experiment's run folder; returns all records, also earlier ones.
 
-    Records of runs whose folder is not there stay as they are. Raises UserError if a folder or a
-    record cannot be read, or a record not written.
+    Raises UserError if a folder or a record cannot be read, or a record cannot be written.
     """
     records = results / "records"
     with refusing(OSError, what=f"cannot write into {records}"):
@@ -50,7 +49,7 @@ def collect(runs: Path, results: Path) -> list[Run]:
 def read_run(folder: Path) -> Run | None:
     """The run, or the ensemble, in this folder; None if there is none.
 
-    Raises UserError if a file of it cannot be read.
+    Raises UserError if one of its files cannot be read.
     """
     if (folder / "config.yaml").is_file():
         run = read_progress(folder)
@@ -67,9 +66,9 @@ def read_run(folder: Path) -> Run | None:
 
 
 def read_progress(folder: Path) -> Run:
-    """What a run folder with a config.yaml holds and how far it is, without its curves.
+    """The run in a folder with a config.yaml, without its curves.
 
-    Raises UserError if a file of it cannot be read.
+    Raises UserError if one of its files cannot be read.
     """
     config = flatten(read_yaml(folder / "config.yaml"))
     with refusing(TypeError, what=f"{folder / 'sessions.jsonl'} is of another version"):
@@ -86,26 +85,26 @@ def read_progress(folder: Path) -> Run:
         sessions=sessions,
         results=_read_results(folder),
     )
-    edition = Edition(run.scaled, run.data)
-    run.model = edition.model_label(config["model.name"], config["model.extra_convs"])
+    model, extra_convs = config["model.name"], config["model.extra_convs"]
+    run.model = Edition(run.scaled).model_label(model, extra_convs)
     _add_differences(run, config)
     _add_checkpoint(run, folder / "checkpoints" / "last.pt")
     return run
 
 
 def _add_differences(run: Run, config: FlatConfig) -> None:
-    """Where it differs from its experiment's file: what counts, and what is only noted."""
+    """The keys that differ from the experiment's file."""
     if run.experiment is None:
         return
     try:
-        asked = _experiment_config(run.experiment, run.data)
+        expected = _experiment_config(run.experiment, run.data)
     except UserError as error:
         run.changed = [f"experiment {run.experiment} cannot be composed ({error})"]
         return
-    found = changes(asked, config)
-    other = [change for change in found if change.effect is Effect.OTHER]
-    run.noted = [str(change) for change in found if change.effect is Effect.NOTED]
-    if run.scaled:  # such runs have tables of their own, which say so
+    differing = changes(expected, config)
+    other = [change for change in differing if change.effect is Effect.OTHER]
+    run.noted = [str(change) for change in differing if change.effect is Effect.NOTED]
+    if run.scaled:  # it stands in a table of its own, which names the keys
         run.overrides = {change.key: change.new for change in other}
         run.noted = [*map(str, other), *run.noted]
     else:
@@ -114,13 +113,13 @@ def _add_differences(run: Run, config: FlatConfig) -> None:
 
 @cache
 def _experiment_config(experiment: str, data: str) -> FlatConfig:
-    """What the experiment's file asks for on this data set."""
+    """The configuration of the experiment's file on this data set."""
     arguments = [f"experiment={experiment}", f"data={data}", "data.root=somewhere"]
     return flatten(to_dict(compose_config(arguments, TrainConfig)))
 
 
 def _add_checkpoint(run: Run, path: Path) -> None:
-    """How far the run is, and its slopes."""
+    """How far the run has trained, its slopes and conv1's filters."""
     if not path.is_file():
         return
     import torch  # not above: reproduce.py --help and --dry-run do without it
@@ -134,11 +133,10 @@ def _add_checkpoint(run: Run, path: Path) -> None:
     run.steps, run.epochs_done = progress["step"], len(progress["val_errors"])
     run.num_classes = len(state["classes"])
     run.validated = progress["validated"]
-    # A full run that max_steps ended early is not the paper's; a scaled one is meant to end there.
+    # A full run that max_steps ends early is not the paper's; a scaled run is meant to end there.
     run.finished = run.has_reached(run.max_steps if run.scaled else None)
-    layers = slopes_by_layer(network)
-    run.slopes = {layer: slopes_of(values) for layer, values in layers.items()}
-    if _is_one_of(run, SLOPE_EXPERIMENTS) and CONV1 in network:
+    run.slopes = {layer: slopes_of(values) for layer, values in slopes_by_layer(network).items()}
+    if run.base_experiment in SLOPE_EXPERIMENTS and CONV1 in network:
         png = BytesIO()
         Image.fromarray(filter_grid(network[CONV1])).save(png, "png", optimize=True)
         run.filters = b64encode(png.getvalue()).decode()
@@ -146,80 +144,71 @@ def _add_checkpoint(run: Run, path: Path) -> None:
 
 def _add_metrics(run: Run, lines: Sequence[dict[str, Any]]) -> None:
     run.val = [Validation.of(line) for line in lines if line["kind"] == "val"]
-    versions = [line["commit"] for line in lines if line["kind"] == "commit"]
-    run.trained_by = versions[-1] if versions else None
+    for line in lines:
+        if line["kind"] == "commit":
+            run.trained_by = line["commit"]
     train = [line for line in lines if line["kind"] == "train"]
     losses = _thinned([(line["step"], line["loss"]) for line in train])
     run.train = [(step, float(f"{loss:.5g}")) for step, loss in losses]
     run.steps = max([run.steps, *(line["step"] for line in train)])
-    # A line's rate is of the steps since the line, validation or resume before it.
-    before, seconds = 0, 0.0
+    # The rate of a line is that of the steps since the previous line, validation or resume.
+    previous, seconds = 0, 0.0
     for line in train:
-        seconds += (line["step"] - before) * run.batch_size / line["images_per_second"]
-        before = line["step"]
+        seconds += (line["step"] - previous) * run.batch_size / line["images_per_second"]
+        previous = line["step"]
     run.hours = seconds / 3600
     rates = [line["images_per_second"] for line in train]
     run.images_per_second = float(np.median(rates)) if rates else None
-    if _is_one_of(run, [name for figure in CURVE_FIGURES for name in figure.experiments]):
-        run.gradients = _gradients([line for line in lines if line["kind"] == "gradients"])
-    if _is_one_of(run, SLOPE_EXPERIMENTS):
-        points = [line for line in lines if line["kind"] == "slopes"]
-        every = max(1, len(points) // _LAYER_POINTS)
+    if any(run.base_experiment in figure.experiments for figure in CURVE_FIGURES):
+        for line in _sampled(lines, "gradients"):
+            for layer, norm in line["norms"].items():
+                run.gradients.setdefault(layer, []).append((line["step"], norm))
+    if run.base_experiment in SLOPE_EXPERIMENTS:
         run.slopes_over_time = [
-            (line["step"], {layer: Slopes(**own) for layer, own in line["layers"].items()})
-            for line in [*points[:-1:every], *points[-1:]]
+            (line["step"], {layer: Slopes(**slopes) for layer, slopes in line["layers"].items()})
+            for line in _sampled(lines, "slopes")
         ]
 
 
-def _is_one_of(run: Run, experiments: Sequence[str]) -> bool:
-    edition = Edition(run.scaled, run.data)
-    return run.experiment in [edition.experiment(name) for name in experiments]
-
-
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Means of equally many points each, at the step of the last."""
+    """Means of groups of equally many points, at the last step of each group."""
     every = max(1, -(-len(points) // _CURVE_POINTS))
     groups = [points[i : i + every] for i in range(0, len(points), every)]
     return [(group[-1][0], float(np.mean([loss for _, loss in group]))) for group in groups]
 
 
-def _gradients(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Gradient norms of the weights by layer: step and norm, with the first and the last line."""
+def _sampled(lines: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Evenly spaced lines of this kind, with the first and the last."""
+    lines = [line for line in lines if line["kind"] == kind]
     every = max(1, len(lines) // _LAYER_POINTS)
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in [*lines[:-1:every], *lines[-1:]]:
-        for layer, norm in line["norms"].items():
-            curves.setdefault(layer, []).append((line["step"], norm))
-    return curves
+    return [*lines[:-1:every], *lines[-1:]]
 
 
 def _read_results(folder: Path) -> "dict[str, Result]":
-    """Result files with errors, not older than the checkpoint they tested."""
+    """Results with errors, by file name; none that is older than the last checkpoint."""
     last = folder / "checkpoints" / "last.pt"
     since = last.stat().st_mtime if last.exists() else 0
     results = {}
     for path in sorted(folder.glob("result*.json")):
-        try:
+        with refusing(ValueError, what=f"{path} is damaged", also="remove it and test again"):
             result = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged ({error}): remove it and test again") from error
         if "combined" in result and path.stat().st_mtime >= since:
-            result["checkpoints"] = _networks(result, folder)
-            config = result["config"]
-            result["config"] = {key: config[key] for key in config if key not in _IRRELEVANT}
+            result["checkpoints"] = _tested_networks(result, folder)
+            for key in _IRRELEVANT:
+                result["config"].pop(key, None)
             results[path.name] = result
     return results
 
 
-def _networks(result: dict[str, Any], folder: Path) -> list[str]:
-    """What a result of this folder has tested: runs/NAME/checkpoints/last.pt -> NAME/last.pt.
+def _tested_networks(result: dict[str, Any], folder: Path) -> list[str]:
+    """The networks behind a result in this folder: runs/NAME/checkpoints/last.pt -> NAME/last.pt.
 
-    A run that was renamed since then, with its results, has the name that it has now.
+    If the run was renamed after the test, NAME is its present name.
     """
     files = [Path(file) for file in result["checkpoints"]]
     homes = [file.parents[file.parent.name == "checkpoints"] for file in files]
     out = result["config"].get("out")
-    own = Path(out).parent if out else homes[0]
+    old_folder = Path(out).parent if out else homes[0]
     is_run = (folder / "config.yaml").is_file()  # an ensemble's networks are all elsewhere
-    names = [folder.name if is_run and home == own else home.name for home in homes]
+    names = [folder.name if is_run and home == old_folder else home.name for home in homes]
     return [f"{name}/{file.name}" for name, file in zip(names, files, strict=True)]
