@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-# Loader threads share the cores with torch's, which would spin at every barrier and starve both.
+# Loader threads share the cores with torch's threads, which would otherwise spin at every barrier.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from configs.help import answer_help
@@ -22,14 +22,14 @@ if __name__ == "__main__":  # before torch is loaded
     answer_help(TrainConfig)
 
     def check(config: TrainConfig) -> None:
-        """Refuse at once what needs no torch to be seen."""
-        # Imported after --help, which needs no NumPy.
+        """Refuse at once what can be seen without loading torch."""
+        # These import NumPy, which --help does not need.
         from data.sources.index import refuse_missing_root
         from engine.run_folder import check_run
 
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
         validate(config, num_processes)
-        if num_processes == 1:  # of several, the main one does it, in run()
+        if num_processes == 1:  # of several, only the main one does so, in run()
             check_run(config.folder, to_dict(config))
             refuse_missing_root(config.data)
 
@@ -47,12 +47,12 @@ from data.loading import OnEvent, centre_stream, training_stream
 from data.normalise import load_mean, warp_mean
 from data.sources.index import open_dataset
 from engine.distributed import World, open_world
+from engine.log import outcome
 from engine.optim import build_optimizer
 from engine.parallel import open_parallel
 from engine.precision import set_precision
 from engine.run_folder import check_run, open_run
 from engine.step import TrainingStep
-from engine.summary import outcome
 from engine.trainer import Trainer
 from evaluation.metrics import ErrorCounts
 from evaluation.validation import centre_errors
@@ -120,13 +120,15 @@ def whole_network(config: TrainConfig, num_classes: int) -> Network:
 
 
 def evaluation_command(config: TrainConfig) -> str:
-    """The command that tests the run's last weights, as a shell takes it."""
+    """The command that tests the run's last weights, quoted for a shell."""
     program = os.path.relpath(Path(__file__).with_name("eval.py"))
-    words = [program, f"checkpoint={config.folder / 'checkpoints' / 'last.pt'}"]
-    words.append("views=dense")
-    words += [f"loader={config.loader.name}"] * (config.loader.name != "dali")
-    words += [f"device={config.device}"] * (config.device != "auto")
-    return shlex.join(["python", *words])
+    checkpoint = config.folder / "checkpoints" / "last.pt"
+    words = ["python", program, f"checkpoint={checkpoint}", "views=dense"]
+    if config.loader.name != "dali":
+        words.append(f"loader={config.loader.name}")
+    if config.device != "auto":
+        words.append(f"device={config.device}")
+    return shlex.join(words)
 
 
 def run(config: TrainConfig) -> None:
@@ -153,7 +155,7 @@ def main(raw: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what has been imported stays: looking through it at the end takes a second
+    gc.freeze()  # imports stay: a collection of them at the end would take a second
     with one_sentence():
         if config:
             run(config)

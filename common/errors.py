@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """What the user asked for cannot be done; the message is one sentence that says why."""
+    """The program cannot do what the user asked for; the message is a sentence that says why."""
 
     status = 1  # the program's exit status
     prefix = "error: "
 
 
 class Stopped(UserError):
-    """A signal asked the program to stop. Its work is saved, and the same command continues it."""
+    """A signal asked the program to stop. Its work is saved; the same command continues it."""
 
     status = 75  # EX_TEMPFAIL
     prefix = ""
@@ -31,30 +31,30 @@ def reason(error: BaseException) -> str:
 
 
 def has_lost_reader() -> bool:
-    """Whether whoever read stdout or stderr has left, as `| head` does; from then on it is dropped.
+    """Whether the reader of stdout or stderr has left, as `| head` does; discards that output.
 
-    The flush at the program's end would fail otherwise.
+    Otherwise the flush at the end of the program would fail.
     """
     pipes = select.poll()
     for number in (1, 2):
         pipes.register(number, select.POLLERR)
     lost = [number for number, event in pipes.poll(0) if event & select.POLLERR]
     for number in lost:
-        _drop(number)
+        _discard(number)
     return bool(lost)
 
 
-def _drop(number: int) -> None:
-    """Let what is written to this descriptor go nowhere."""
+def _discard(number: int) -> None:
+    """Discard what is written to this file descriptor from now on."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), number)
 
 
 def tell(error: BaseException) -> int:
-    """Print what ended the program, on stderr; returns its exit status.
+    """Print on stderr what ended the program; returns its exit status.
 
-    A UserError is one sentence, Ctrl-C a word, a reader of its output that has left is nothing.
-    Anything else is a bug and has a traceback.
+    For a UserError that is one sentence, for Ctrl-C one word, for `| head` nothing. Anything else
+    is a bug and gets a traceback.
     """
     if has_lost_reader() and isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE
@@ -63,7 +63,7 @@ def tell(error: BaseException) -> int:
         return error.status
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
-        return 128 + signal.SIGINT  # as shells have it
+        return 128 + signal.SIGINT  # as in a shell
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     traceback.print_exception(error)
@@ -72,11 +72,10 @@ def tell(error: BaseException) -> int:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turn a UserError raised inside into `error: ...` on stderr and its exit status.
+    """End the program with `error: ...` on stderr and the exit status of a UserError raised inside.
 
-    Ctrl-C ends it with a word, `| head` without one, and output to a full disk with the system's
-    sentence. Any other exception is a bug and keeps its traceback. File names that are not UTF-8
-    are printed escaped, on stdout as on stderr.
+    Ctrl-C and `| head` end it as in `tell`, output to a full disk with `error: ...`. Any other
+    exception is a bug and keeps its traceback. File names that are not UTF-8 are printed escaped.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -89,13 +88,13 @@ def one_sentence() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _drop(1)  # what is left of the output, which the end of the program would try to write
+        _discard(1)  # or the end of the program would try to write what is left
         sys.exit(tell(UserError(f"cannot write the output ({reason(error)})")))
 
 
 @contextmanager
 def refusing(*kinds: type[Exception], what: str = "", also: str = "") -> Iterator[None]:
-    """Turn these exceptions into UserError("{what} ({message}); {also}")."""
+    """Turn exceptions of these kinds into UserError("{what} ({message}); {also}")."""
     try:
         yield
     except kinds as error:

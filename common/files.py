@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locked by one process, read line by line."""
+"""Files: written whole or not at all, locked by one process at a time, read line by line."""
 
 import errno
 import fcntl
@@ -9,13 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, reason
 
-_LOOK_EVERY = 0.1  # seconds between two attempts to take a lock
+_RETRY_INTERVAL = 0.1  # seconds between two attempts to take a lock
 
 
 def write_atomically(
@@ -23,10 +23,10 @@ def write_atomically(
 ) -> None:
     """Call write(file) on a temporary file beside `path`, then rename it to `path`.
 
-    Readers find the old file or the new one, never a part, whenever this process is killed. If
-    given, `also` becomes a second name of the new file before it is at `path`, and `keep_as` a
-    second name of the old file once the new one is whole. Raises UserError, with the old file
-    untouched, if the disk is full or read-only.
+    Whenever this process is killed, readers find the old file or the new one, never a part. If
+    given, `also` becomes a second name of the new file before it gets the name `path`, and
+    `keep_as` a second name of the old file once the new one is complete. If the disk is full or
+    read-only, raises UserError and leaves the old file untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -46,7 +46,7 @@ def write_atomically(
             os.close(folder)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        # torch's RuntimeError speaks of positions in the file; what it met is its context.
+        # torch's RuntimeError speaks of positions in the file; its context has the cause.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
             f"could not write {path} ({reason(cause)}); what was there before is kept"
@@ -54,7 +54,7 @@ def write_atomically(
 
 
 def try_to_write(path: Path) -> None:
-    """Raises OSError if no file could be written at `path` now; leaves nothing behind."""
+    """Raises OSError if a file cannot be written at `path`; leaves nothing behind."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
@@ -62,7 +62,7 @@ def try_to_write(path: Path) -> None:
 
 
 def link(path: Path, name: Path) -> None:
-    """Give a file a second name, atomically: files here are replaced, never rewritten."""
+    """Give a file a second name, atomically. It may be a copy: our files are never rewritten."""
     temporary = name.with_name(f".{name.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -70,7 +70,7 @@ def link(path: Path, name: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
     os.replace(temporary, name)
-    temporary.unlink(missing_ok=True)  # replacing one name of a file by another does nothing
+    temporary.unlink(missing_ok=True)  # os.replace does nothing if both are the same file
 
 
 @contextmanager
@@ -79,42 +79,41 @@ def lock(
 ) -> Iterator[None]:
     """Lock `path`, a folder or a lock file, while the context lasts or until the process dies.
 
-    If another process holds it, calls on_wait now and then until it is free or, without on_wait,
-    raises UserError(busy). On a file system without locks it does nothing but, without on_wait, say
-    so. Raises OSError if the file cannot be opened.
+    If another process holds it, raises UserError(busy) or, if on_wait is given, calls that now and
+    then until the lock is free. On a file system without locks it does nothing but say so, and with
+    on_wait not even that. Raises OSError if the file cannot be opened.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     handle = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
-        _take(handle, path, busy, on_wait)
+        while not _try_to_lock(handle, path, tell=on_wait is None):
+            if on_wait is None:
+                raise UserError(busy)
+            on_wait()
+            time.sleep(_RETRY_INTERVAL)
         yield
     finally:
         os.close(handle)
 
 
-def _take(handle: int, path: Path, busy: str, on_wait: Callable[[], None] | None) -> None:
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is None:
-                raise UserError(busy) from None
-            on_wait()
-            time.sleep(_LOOK_EVERY)
-        except OSError as error:  # a file system without locks
-            if on_wait is None:
-                folder = path if path.is_dir() else path.parent
-                text = f"{folder} is not guarded against a second process: its disk has no locks"
-                print(f"{text} ({reason(error)})", file=sys.stderr, flush=True)
-            return None
+def _try_to_lock(handle: int, path: Path, tell: bool) -> bool:
+    """Take the lock; False if another process has it. tell: say so if the disk has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system without locks
+        if tell:
+            folder = path if path.is_dir() else path.parent
+            text = f"{folder} is not guarded against a second process: its disk has no locks"
+            print(f"{text} ({reason(error)})", file=sys.stderr, flush=True)
+    return True
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, one a line; a line cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The objects of a .jsonl file, one a line, without lines that a kill has cut short."""
+    objects = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            objects.append(json.loads(line))
+    return objects

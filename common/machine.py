@@ -1,4 +1,4 @@
-"""What runs where: the version of the project, and the CPUs it may use."""
+"""What runs where: the commit that is checked out, and this process's CPUs and memory."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def commit() -> str | None:
-    """The checked-out commit's hash, `-dirty` if files differ; None where git cannot tell."""
+    """The hash of the checked-out commit, `-dirty` if files differ; None if git cannot tell."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         done = subprocess.run(
@@ -19,30 +19,32 @@ def commit() -> str | None:
 
 
 def num_cpus() -> int:
-    """This process's share of the CPUs, of those that it and its neighbours of a job may use.
+    """This process's share of the CPUs.
 
-    torchrun lets every process use all of them; srun gives each its own, and says how many.
+    torchrun lets each process of a machine use all CPUs; srun gives each its own, and says how
+    many.
     """
-    allowed, neighbours = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    allowed = len(os.sched_getaffinity(0))
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if given := os.environ.get("SLURM_CPUS_PER_TASK"):
         return min(allowed, int(given))
-    if allowed * neighbours <= (os.cpu_count() or 1):  # each has its own already
+    if allowed * num_processes <= (os.cpu_count() or 1):  # each has its own already
         return allowed
-    return max(1, allowed // neighbours)
+    return max(1, allowed // num_processes)
 
 
 def num_workers() -> int:
-    """Threads or processes that decode for this process, where nobody says how many.
+    """The default number of threads or processes that decode for this process.
 
-    At 2 ms an image 32 decode 16,000 a second, which is more than a GPU trains on.
+    At 2 ms an image, 32 of them decode 16,000 a second, more than a GPU trains on.
     """
     return min(num_cpus(), 32)
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep large freed blocks for the next step, where malloc is glibc's.
+    """Make glibc's malloc keep large freed blocks for the next step.
 
-    It returns them to the kernel otherwise, which clears all their pages anew in every step.
+    Otherwise it returns them to the kernel, which clears all their pages anew in every step.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, beside training, and read back with suspicion."""
+"""Checkpoints: written whole or not at all, in the background, and checked when read back."""
 
 import hashlib
 import pickle
@@ -23,18 +23,25 @@ if TYPE_CHECKING:
 
 FORMAT = 3  # raised when an older file would load as another network or run
 
-_UNREADABLE = (
-    *(RuntimeError, OSError, EOFError, ValueError, KeyError, NotImplementedError),
-    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+_UNREADABLE = (  # what torch and zipfile raise on a damaged file
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
 class DamagedError(UserError):
-    """A checkpoint that exists and cannot be read."""
+    """A checkpoint exists but cannot be read."""
 
 
 class State(TypedDict):
-    """What a checkpoint holds, whole on any number of processes."""
+    """What a checkpoint holds, the same for any number of processes."""
 
     config: "PlainConfig"
     classes: list[str]
@@ -43,20 +50,20 @@ class State(TypedDict):
     progress: dict[str, Any]  # engine.progress.Progress
     network: dict[str, Tensor]
     optimizer: NotRequired[OptimizerState]  # not in best.pt
-    scaler: NotRequired[dict[str, object]]  # torch's; not in best.pt
+    scaler: NotRequired[dict[str, object]]  # of fp16's gradient scaler; not in best.pt
 
 
 def save_checkpoint(path: Path, state: State, *, epoch: int | None = None, keep: int = 0) -> None:
     """Write a checkpoint atomically; raises UserError where it cannot be written.
 
-    The last.pt that it replaces stays as previous.pt. With keep > 0, the checkpoint that ends
-    `epoch` is also kept as epoch-EEE.pt, and all but the last `keep` of these are deleted.
+    The last.pt that it replaces stays as previous.pt. If it ends `epoch` and keep > 0, it is also
+    kept as epoch-EEE.pt, and all but the last `keep` of these are deleted.
     """
     content = {"format": FORMAT, **state}
     previous = path.with_name("previous.pt") if path.name == "last.pt" else None
-    ended = None if epoch is None or keep <= 0 else path.with_name(f"epoch-{epoch:03d}.pt")
-    write_atomically(path, lambda file: torch.save(content, file), keep_as=previous, also=ended)
-    if ended:
+    kept = path.with_name(f"epoch-{epoch:03d}.pt") if epoch is not None and keep > 0 else None
+    write_atomically(path, lambda file: torch.save(content, file), keep_as=previous, also=kept)
+    if kept:
         for old in sorted(path.parent.glob("epoch-*.pt"))[:-keep]:
             old.unlink()
 
@@ -66,7 +73,7 @@ def load_checkpoint(path: Path) -> State:
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch's format; torch.load checks no checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify its checksums
             if (record := archive.testzip()) is not None:
                 raise DamagedError(f"{path} is damaged: the checksum of {record} does not fit")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -79,18 +86,18 @@ def load_checkpoint(path: Path) -> State:
 
 
 def fingerprint(path: Path) -> str:
-    """Hex SHA-256 of the checksums of a checkpoint's records; the file may move, and be copied.
+    """Hex SHA-256 of the checksums of a checkpoint's records; a copy has the same one.
 
-    Raises UserError if it is missing or damaged.
+    Raises UserError if the file is missing or damaged.
     """
     kinds = (OSError, zipfile.BadZipFile)
     with refusing(*kinds, what=f"cannot read {path}"), zipfile.ZipFile(path) as archive:
-        records = [(each.filename, each.file_size, each.CRC) for each in archive.infolist()]
+        records = [(info.filename, info.file_size, info.CRC) for info in archive.infolist()]
     return hashlib.sha256(repr(records).encode()).hexdigest()
 
 
 def load_latest(folder: Path, on_event: Callable[[str], None]) -> tuple[Path, State | None]:
-    """Path and content of last.pt or, if it is damaged, of previous.pt; then on_event is called.
+    """Path and content of last.pt; if it is damaged, of previous.pt, with a call of on_event.
 
     The content is None if there is no checkpoint. Raises UserError if both are damaged.
     """
@@ -110,7 +117,7 @@ def load_latest(folder: Path, on_event: Callable[[str], None]) -> tuple[Path, St
 def refuse_other_data(
     path: Path, state: State, *, images: list[str], mean: Tensor, data: "DataConfig"
 ) -> None:
-    """Raises UserError if a checkpoint was trained on other images, or another mean, than these."""
+    """Raises UserError if a checkpoint was trained with other images, or another mean."""
     same_mean = torch.equal(state["mean"], mean)
     if state["images"] != images or not same_mean:
         differing = "images" if same_mean else "mean"
@@ -121,7 +128,7 @@ def refuse_other_data(
 
 
 def use_previous(origin: Path) -> None:
-    """After a resume from previous.pt, replace the damaged last.pt by it.
+    """If the run resumed from previous.pt, replace the damaged last.pt by it.
 
     Otherwise the next save would keep the damaged file as previous.pt.
     """
@@ -129,18 +136,18 @@ def use_previous(origin: Path) -> None:
         link(origin, origin.with_name("last.pt"))
 
 
-Write = Callable[[State], None]  # brings a state to the disk, or raises
+Write = Callable[[State], None]  # writes a state to the disk, or raises
 
 
 class Writer:
     """checkpoint.asynchronous=false: the loop waits for the disk. A context manager."""
 
     def save(self, state: State, write: Write) -> None:
-        """Have `write` called with the state as it is now, after all earlier writes."""
+        """Call `write` with the state as it is now, after all earlier writes."""
         write(state)
 
     def check(self) -> None:
-        """Raise the error of a finished write, if it failed; does not wait."""
+        """Raise the error of a write that has failed; does not wait."""
 
     def wait(self) -> None:
         """Wait until everything is on the disk; raises the error of a failed write."""
@@ -154,21 +161,21 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait, even after an error; a UserError and that of the last write become one sentence."""
+        """Wait, even after an error; if the last write fails too, join both into one sentence."""
         try:
             self.wait()
-        except UserError as failed:
-            if isinstance(error, UserError) and error is not failed:
-                raise UserError(f"{error}; {failed}") from error
+        except UserError as write_error:
+            if isinstance(error, UserError) and error is not write_error:
+                raise UserError(f"{error}; {write_error}") from error
             raise
 
 
 class BackgroundWriter(Writer):
-    """One thread writes; the loop goes on as soon as the tensors are copied.
+    """A thread writes; the loop goes on as soon as the tensors are copied.
 
-    There is one copy, whose memory is reused: a save waits until the one before is on the disk. For
-    a GPU the memory is page-locked and the copy queued behind the GPU's other work: only the next
-    update of the weights waits for the copy, not the loop.
+    There is one copy, whose memory is reused, so a save waits until the one before is on the disk.
+    For a GPU, the memory is page-locked and the copy is queued behind the GPU's other work: the
+    next update of the weights waits for the copy, the loop does not.
 
     After a failed write every call raises its error: no run continues without its checkpoints.
     """
@@ -184,7 +191,13 @@ class BackgroundWriter(Writer):
         copy = self._copy(state, "")
         if copied:
             copied.record()
-        self._write = self._thread.submit(_write_copy, copied, copy, write)
+
+        def write_copy() -> None:
+            if copied:
+                copied.synchronize()
+            write(copy)
+
+        self._write = self._thread.submit(write_copy)
 
     def check(self) -> None:
         if self._write and self._write.done():
@@ -201,7 +214,7 @@ class BackgroundWriter(Writer):
             self._thread.shutdown()
 
     def _copy(self, value: Any, path: str) -> Any:
-        """The same nested value, with its tensors in memory that only the thread reads."""
+        """The same nested value, with its tensors copied; `path` names the memory of each."""
         if isinstance(value, dict):
             return {key: self._copy(part, f"{path}/{key}") for key, part in value.items()}
         if isinstance(value, list):
@@ -217,14 +230,3 @@ class BackgroundWriter(Writer):
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _write_copy(copied: torch.cuda.Event | None, state: State, write: Write) -> None:
-    if copied:
-        copied.synchronize()
-    write(state)
-
-
-def open_writer(asynchronous: bool) -> Writer:
-    """The writer that checkpoint.asynchronous asks for."""
-    return BackgroundWriter() if asynchronous else Writer()

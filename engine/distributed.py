@@ -1,4 +1,4 @@
-"""The processes of a job. A single process is a world of size 1, whose methods do nothing."""
+"""The processes of a job. A single process is a world of size 1: it waits for nobody."""
 
 import os
 import sys
@@ -20,8 +20,8 @@ from common.errors import UserError, tell
 from configs.validate import validate_timeout
 from engine.watchdog import Watch, Watchdog, end_now
 
-# Hung collectives are the watchdog's business. One that only waits for slower processes, such as
-# those with more images to test, may take long.
+# The watchdog deals with hung collectives. One that only waits for slower processes, such as those
+# with more images to test, may take long.
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
 _POLL_INTERVAL = 0.02  # seconds
 
@@ -44,7 +44,7 @@ class World:
 
     @property
     def name(self) -> str:
-        """What all processes compute on, for a person."""
+        """The devices of all processes, for a person."""
         gpu = self.device.type == "cuda"
         kind = torch.cuda.get_device_name(self.device) if gpu else "CPU"
         return f"{self.size} x {kind}" if self.size > 1 else kind
@@ -55,13 +55,13 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def replicate(self, network: nn.Module) -> nn.Module:
-        """The network, whose backward pass averages gradients over the processes."""
+        """A wrapped network whose backward pass averages gradients over the processes."""
         if self.size == 1:
             return network
         with warnings.catch_warnings():
-            # The new name of broadcast_buffers is unknown to torch 2.11.
+            # torch 2.14 renames broadcast_buffers; 2.11 has only the old name.
             warnings.simplefilter("ignore", FutureWarning)
-            # Buffers are constants. Gradients live in what is sent, not beside it.
+            # Our buffers are constants. Bucket views save a copy of all gradients.
             return DistributedDataParallel(
                 network, broadcast_buffers=False, gradient_as_bucket_view=True
             )
@@ -82,7 +82,7 @@ class World:
             dist.barrier()
 
     def gather(self, values: list[str]) -> list[str]:
-        """All processes' values, in order of rank, for every process."""
+        """All processes' values in order of rank, for every process."""
         if self.size == 1:
             return values
         self.watch.meet()
@@ -92,7 +92,7 @@ class World:
 
 
 def _device(choice: str, local_rank: int) -> torch.device:
-    """The device of a process; raises UserError if a GPU is asked for and there is none."""
+    """The device of a process; raises UserError if it cannot have the GPU it should have."""
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise UserError("device=cuda, but torch finds no GPU here: use device=cpu")
@@ -113,7 +113,7 @@ def _device(choice: str, local_rank: int) -> torch.device:
 
 
 def _idle_driver() -> str:
-    """The version of an NVIDIA driver whose GPUs are not hidden from this process; "": none."""
+    """The version of the NVIDIA driver if this process may see a GPU, otherwise ""."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
     if hidden or not any(path.name[6:].isdigit() for path in DEV.glob("nvidia*")):
         return ""
@@ -128,10 +128,10 @@ def _idle_driver() -> str:
 def open_world(device: str, timeout: int) -> Iterator[World]:
     """Join the processes that torchrun started, if any; leave them at the end.
 
-    If one of them hangs for `timeout` seconds, all end with a sentence that names it. One of
-    several that fails says so and ends at once: its peers may be in a collective, and destroying an
-    NCCL group is one (pytorch/pytorch#119250). Raises UserError for a device that does not exist,
-    or too short a timeout.
+    If a process hangs for `timeout` seconds, all end with a sentence that names it. A process that
+    fails says why and ends at once, without destroying the group: for NCCL that is a collective,
+    and its peers may be in another one (pytorch/pytorch#119250). Raises UserError for a device that
+    does not exist or too short a timeout.
     """
     validate_timeout(timeout)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -140,8 +140,8 @@ def open_world(device: str, timeout: int) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
-    store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    store = own_store(store, rank, size, timeout)
+    launcher_store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store = own_store(launcher_store, rank, size, timeout)
     watch = Watchdog(store, rank, size, timeout)
     try:
         dist.init_process_group(
@@ -165,33 +165,34 @@ def open_world(device: str, timeout: int) -> Iterator[World]:
 def own_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
     """A part of the launcher's store to which no earlier start of the same job has written.
 
-    torchrun keeps its store when --max-restarts starts the processes again, with what the dead ones
+    When --max-restarts starts the processes again, torchrun keeps its store with what the dead ones
     left there (pytorch/pytorch#135712): addresses at which nobody listens any more.
-    TORCHELASTIC_RESTART_COUNT would tell the starts apart, but may differ from node to node. So
-    each process asks with a word of its own, which only a living process 0 can answer. Called once
-    by each process; raises UserError if one is not there within `timeout` seconds.
+    TORCHELASTIC_RESTART_COUNT may differ from node to node. So process 0 makes up a name for this
+    start, and each other process asks for it with a key of its own, which only a living process 0
+    can answer. Called once by each process; raises UserError if one does not come within `timeout`
+    seconds.
     """
-    word = uuid.uuid4().hex
+    key = uuid.uuid4().hex
     if rank == 0:
-        _answer(store, size, word, timeout)
-        return dist.PrefixStore(word, store)
-    store.set(f"asks/{rank}", word)
+        _answer(store, size, name=key, timeout=timeout)
+        return dist.PrefixStore(key, store)
+    store.set(f"asks/{rank}", key)
     try:
-        store.wait([f"answer/{word}"], timedelta(seconds=timeout))
+        store.wait([f"answer/{key}"], timedelta(seconds=timeout))
     except dist.DistStoreError as error:
         raise UserError(f"process 0 of {size} has not started within {timeout:.0f} s") from error
-    name = store.get(f"answer/{word}").decode()
+    name = store.get(f"answer/{key}").decode()
     store.set(f"here/{name}/{rank}", "")
     return dist.PrefixStore(name, store)
 
 
 def _answer(store: dist.Store, size: int, name: str, timeout: float) -> None:
-    """Tell the name to all others, even where a process that is dead by now asked before them."""
+    """Tell all others the name; a process that is dead by now may have asked before them."""
     missing, end = set(range(1, size)), time.monotonic() + timeout
     while missing:
         if time.monotonic() > end:
-            who = ", ".join(map(str, sorted(missing)[:8]))
-            raise UserError(f"process {who} of {size} has not started within {timeout:.0f} s")
+            ranks = ", ".join(map(str, sorted(missing)[:8]))
+            raise UserError(f"process {ranks} of {size} has not started within {timeout:.0f} s")
         for rank in sorted(missing):
             if store.check([f"asks/{rank}"]):
                 store.set(f"answer/{store.get(f'asks/{rank}').decode()}", name)

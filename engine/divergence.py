@@ -1,8 +1,8 @@
-"""Divergence: noticed early, reported with what to type, and bypassed.
+"""Divergence: how it is noticed, and what to type to get past it.
 
-Resuming is deterministic, so a run whose loss became nan would diverge again. The way past it is
-PaLM's (arXiv 2204.02311, Sec. 5.1): resume from a checkpoint before the rise, and skip the updates
-of the steps that led there (`skip_steps`). All other batches stay the same.
+Resuming is deterministic, so a run whose loss became nan would diverge again. We get past it as
+PaLM did (arXiv 2204.02311, Sec. 5.1): resume from a checkpoint before the loss rose, and skip the
+updates of the steps that led there (`skip_steps`). All other batches stay the same.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 
 from common.errors import UserError
 
-RECENT = 100  # steps whose losses a new one is compared with
+RECENT = 100  # steps with whose losses a new one is compared
 
 
 def rises(loss: float, recent: Sequence[float]) -> bool:
@@ -38,42 +38,39 @@ def way_on(folder: Path, step: int, rose_at: int | None, spans: Sequence[Sequenc
     """What to type after the loss became nan or infinite at `step`.
 
     folder: of the checkpoints. rose_at: the step at which the loss rose far above its median, if it
-    did: checkpoints written since then are unsound. spans: skip_steps so far.
+    did; later checkpoints are unsound. spans: skip_steps so far.
     """
     otherwise = (
         "start a new run, name=..., with a smaller clip_norm, smaller schedule.rates, or "
         "precision=fp32"
     )
-    sound = [(done, path) for path in _newest_first(folder) if (done := _step(path)) is not None]
-    sound = [(done, path) for done, path in sound if done < (rose_at or step)]
+    last = folder / "last.pt"
+    paths = [last, folder / "previous.pt", *folder.glob("epoch-*.pt")]
+    steps = {path: _step(path) for path in paths}
+    sound = [path for path in paths if 0 <= steps[path] < (rose_at or step)]
     if not sound:
         return f"there is no checkpoint from before that: {otherwise}"
-    done, path = max(sound, key=lambda pair: pair[0])
-    copy = "" if path.name == "last.pt" else f"`cp {path} {folder / 'last.pt'}`, then "
-    several = [list(span) for span in spans if span[0] <= done] + [[done + 1, step]]
-    keys = str(several).replace(" ", "")
+    path = max(sound, key=lambda path: steps[path])
+    done = steps[path]
+    copy = "" if path == last else f"`cp {path} {last}`, then "
+    all_spans = [list(span) for span in spans if span[0] <= done] + [[done + 1, step]]
+    value = str(all_spans).replace(" ", "")
     return (
         f"the last good checkpoint is {path}, of step {done}. To go on from it without the updates "
-        f'that led here: {copy}the same command with "skip_steps={keys}". If it diverges again, '
+        f'that led here: {copy}the same command with "skip_steps={value}". If it diverges again, '
         f"{otherwise}"
     )
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    names = ["last.pt", "previous.pt"]
-    kept = sorted(folder.glob("epoch-*.pt"), reverse=True)
-    return [path for path in [*(folder / name for name in names), *kept] if path.is_file()]
-
-
-def _step(path: Path) -> int | None:
-    """Steps done in a checkpoint; None if it cannot be read."""
+def _step(path: Path) -> int:
+    """Steps done in a checkpoint; -1 if it does not exist or cannot be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return int(state["progress"]["step"])
     except Exception:  # torch raises many kinds on a damaged file
-        return None
+        return -1
 
 
 def learns_nothing(recent: Sequence[float], num_classes: int) -> bool:
-    """Whether the losses of RECENT steps are no better than that of guessing, ln K."""
+    """Whether the losses of RECENT steps are no lower than ln K, the loss of guessing."""
     return len(recent) == RECENT and median(recent) > math.log(num_classes) - 0.01

@@ -1,15 +1,15 @@
 """Model parallelism of the fc layers, for parallel=hybrid.
 
-The paper runs the convolutions data-parallel and lets the GPUs synchronise before fc1 (Sec. 3,
-after [15], "one weird trick"), whose fc layers then run on a single GPU. Here they are divided
-among all P processes, so that their weights, gradients and momentum are neither kept twice nor
-sent: for model C 252 of 331 million parameters. Activations are sent instead:
+The paper runs the convolutions data-parallel and synchronises the GPUs before fc1; the fc layers
+then run on a single GPU (Sec. 3, after [15], "one weird trick"). Here they are divided among all P
+processes, so that their weights, gradients and momentum (for model C 252 of 331 million parameters)
+are neither duplicated nor sent. Activations are sent instead:
 
-    features  [b, F]     on each process, its rows of the batch
+    features  [b, F]     on each process, for its rows of the batch
     gathered  [B, F]     B = P b rows
     fc1       [B, W1/P]  outputs divided (with their biases, slopes and dropout units)
-    fc2       [B, W2]    inputs divided: a partial sum; summed and divided again to [B, W2/P]
-    fc3       [B, K]     inputs divided: a partial sum; summed and given back by rows, [b, K]
+    fc2       [B, W2]    inputs divided: partial sums, added and divided into [B, W2/P]
+    fc3       [B, K]     inputs divided: partial sums, added and returned by rows, [b, K]
 """
 
 import copy
@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from engine.distributed import World
-from engine.parallel import gradients
+from engine.parallel import Parallel, gradients
 from models.network import Head, Network
 
-# torch 2.14 has new names for these, 2.11 only the old ones.
+# torch 2.14 renames these; 2.11 has only the old names.
 _all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-# Operators that torch.compile does not look into: compiled by torch 2.11, a backward pass lost what
-# a collective had written into a tensor, and the fc layers got gradients of zero.
+# Opaque to torch.compile: when torch 2.11 compiled a backward pass, it lost what a collective had
+# written into a tensor, and the gradients of the fc layers were zero.
 @torch.library.custom_op("rectifiers::all_gather", mutates_args=())
 def _all_gather(part: Tensor) -> Tensor:
     parts = _like_all_parts(part)
@@ -58,13 +58,13 @@ def _like_one_part(parts: Tensor) -> Tensor:
 
 
 def gather(part: Tensor, dim: int) -> Tensor:
-    """All processes' parts, joined along `dim` in order of rank."""
+    """All processes' parts, concatenated along `dim` in order of rank."""
     parts = _all_gather(part).unflatten(0, (dist.get_world_size(), -1))
     return parts.movedim(0, dim).flatten(dim, dim + 1)
 
 
 def scatter_sum(partial: Tensor, dim: int) -> Tensor:
-    """The sum of all processes' tensors, in fp32, of which each gets its part along `dim`."""
+    """This process's part, along `dim`, of the sum (in fp32) of all processes' tensors."""
     parts = partial.float().unflatten(dim, (dist.get_world_size(), -1)).movedim(dim, 0)
     return _reduce_scatter(parts.flatten(0, 1))
 
@@ -97,11 +97,16 @@ class ScatterSum(torch.autograd.Function):
         return gather(gradient.to(ctx.dtype), ctx.dim), None
 
 
-# Along which dimension each parameter is divided. fc3.bias, a slope shared by a layer: not at all.
+# The dimension along which each parameter is divided. fc3.bias is not, nor is a slope that a whole
+# layer shares.
 _DIMS = {
-    **{"fc1.weight": 0, "fc1.bias": 0, "rect1.slopes": 0},
-    **{"fc2.weight": 1, "fc2.bias": 0, "rect2.slopes": 0},
-    **{"fc3.weight": 1},
+    "fc1.weight": 0,
+    "fc1.bias": 0,
+    "rect1.slopes": 0,
+    "fc2.weight": 1,
+    "fc2.bias": 0,
+    "rect2.slopes": 0,
+    "fc3.weight": 1,
 }
 
 
@@ -112,9 +117,9 @@ class ShardedHead(Head):
         """Takes over the modules of `head`, on the CPU: a device need not hold all of it."""
         nn.Module.__init__(self)
         self.size = world.size
-        shapes = {name: parameter.shape for name, parameter in head.named_parameters()}
-        whole = {name for name, shape in shapes.items() if "slopes" in name and shape.numel() == 1}
-        self.dims = {n: dim for n, dim in _DIMS.items() if n in shapes and n not in whole}
+        parameters = dict(head.named_parameters())
+        shared = {n for n, p in parameters.items() if "slopes" in n and p.numel() == 1}
+        self.dims = {n: dim for n, dim in _DIMS.items() if n in parameters.keys() - shared}
         self.fc1, self.rect1, self.drop1 = head.fc1, head.rect1, head.drop1
         self.fc2, self.rect2, self.drop2 = head.fc2, head.rect2, head.drop2
         self.fc3 = head.fc3
@@ -128,23 +133,23 @@ class ShardedHead(Head):
     def forward(self, features: Tensor, keys: Tensor | None = None) -> Tensor:
         """features [b, C * bins] -> logits [b, classes]; keys [b] as in Network.forward.
 
-        All processes call it together, each with as many rows.
+        All processes call it together, with the same number of rows.
         """
         keys = None if keys is None else gather(keys, 0)
         x = Gather.apply(features, 0)
         x = self.drop1(self.rect1(self.fc1(x)), keys)
         x = ScatterSum.apply(F.linear(x, self.fc2.weight), 1) + self.fc2.bias
         x = self.drop2(self.rect2(x), keys)
-        # Every process adds its share of the bias: its gradient is then that of the mean over all
-        # rows, the same everywhere, and nothing has to be sent.
+        # Each process adds an equal share of the bias. Its gradient is then that of the mean over
+        # all rows, on every process, and need not be sent.
         return ScatterSum.apply(F.linear(x, self.fc3.weight, self.fc3.bias / self.size), 0)
 
 
 def gradients_of_all(head: nn.Module, world: World) -> None:
-    """Make the gradients of a ShardedHead those of the mean loss over all processes.
+    """Scale the gradients of a ShardedHead to those of the mean loss over all processes.
 
-    A part sees the rows of all processes, so its gradient is that of the sum of their losses; DDP
-    averages the trunk's. A slope shared by a whole layer sees only this process's units.
+    A part sees the rows of all processes, so its gradient is that of the sum of their losses. (DDP
+    averages the trunk's.) A slope that a layer shares sees only this process's units.
     """
     assert isinstance(head, ShardedHead)
 
@@ -163,11 +168,8 @@ def gradients_of_all(head: nn.Module, world: World) -> None:
             parameter.register_hook(mean_of_parts)
 
 
-class Hybrid:
+class Hybrid(Parallel):
     """parallel=hybrid: the convolutions on every process, the fc layers divided among them."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
 
     def share_out(self, network: Network) -> Network:
         self.empty_head = copy.deepcopy(network.head).to("meta")
@@ -195,11 +197,11 @@ class Hybrid:
         return torch.where(sharded, total, squares.cpu()).sqrt()
 
     def gradient_norm(self, network: Network) -> Tensor:
-        held = gradients(network)
-        sharded = get_total_norm([g for name, g in held.items() if name in self.dims]).square()
+        own = gradients(network)
+        sharded = get_total_norm([g for name, g in own.items() if name in self.dims]).square()
         dist.all_reduce(sharded)
-        copied = get_total_norm([g for name, g in held.items() if name not in self.dims])
-        return (sharded + copied.square()).sqrt()
+        replicated = get_total_norm([g for name, g in own.items() if name not in self.dims])
+        return (sharded + replicated.square()).sqrt()
 
     def whole_network(self, network: Network) -> Network:
         head = copy.deepcopy(self.empty_head).to_empty(device=self.world.device)

@@ -1,17 +1,17 @@
-"""SGD as the paper runs it (Sec. 3, Eq. 4)."""
+"""SGD with momentum as the paper runs it, and its learning rate (Sec. 3, Eq. 4)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from configs.schema import TrainConfig
+    from configs.schema import ScheduleConfig, TrainConfig
 
 
 class ParamGroup(TypedDict):
-    """Parameters that are updated alike."""
+    """Parameters that share their hyperparameters."""
 
     params: list[nn.Parameter]
     lr: float
@@ -19,9 +19,9 @@ class ParamGroup(TypedDict):
 
 
 class OptimizerState(TypedDict):
-    """All momentum, as torch.optim.SGD's state dict has it."""
+    """The momentum buffers, in the format of torch.optim.SGD's state dict."""
 
-    state: dict[int, dict[str, Tensor]]  # by number of parameter, {"momentum_buffer": ...}
+    state: dict[int, dict[str, Tensor]]  # index of the parameter -> {"momentum_buffer": ...}
 
 
 class SGD:
@@ -32,19 +32,18 @@ class SGD:
         buffer <- momentum * buffer + g + weight_decay * w
         w      <- w - lr * buffer
 
-    torch.optim.SGD does the same, but imports torch's compiler, which takes a quarter of the time
-    in which a program starts. This class has what torch's gradient scalers need of an optimiser.
+    torch.optim.SGD does the same, but imports torch's compiler, a quarter of a program's start-up
+    time. This class has what torch's gradient scalers need of an optimiser.
     """
 
     def __init__(self, groups: Iterable[ParamGroup], momentum: float) -> None:
-        """Allocates the buffers, on the parameters' devices and with their strides."""
+        """Allocate the buffers, with the parameters' devices and strides."""
         self.param_groups, self.momentum = list(groups), momentum
-        self.buffers = {
-            p: torch.zeros_like(p) for group in self.param_groups for p in group["params"]
-        }
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.buffers = {p: torch.zeros_like(p) for p in parameters}
 
     def zero_grad(self) -> None:
-        """Free all gradients."""
+        """Drop all gradients."""
         for parameter in self.buffers:
             parameter.grad = None
 
@@ -52,14 +51,13 @@ class SGD:
     def step(self) -> None:
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
-            updated = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            updated = [p for p in group["params"] if p.grad is not None]
             if not updated:
                 continue
-            buffers = [self.buffers[parameter] for parameter, _ in updated]
             torch._fused_sgd_(
-                [parameter for parameter, _ in updated],
-                [gradient for _, gradient in updated],
-                buffers if self.momentum else [],
+                tuple(updated),
+                [p.grad for p in updated if p.grad is not None],
+                [self.buffers[p] for p in updated] if self.momentum else [],
                 weight_decay=group["weight_decay"],
                 momentum=self.momentum,
                 lr=group["lr"],
@@ -73,9 +71,9 @@ class SGD:
 def build_optimizer(network: nn.Module, config: "TrainConfig") -> SGD:
     """SGD with weight decay on the weights of conv and fc layers only.
 
-    Slopes are never decayed: decay would push PReLU towards ReLU (Sec. 2.1). Biases are not
-    either; the paper does not say, and decaying them only shifts the outputs towards zero without
-    limiting what the network can express.
+    Slopes are never decayed: decay would push PReLU towards ReLU (Sec. 2.1). Nor are biases; the
+    paper does not say, and decaying them would shift the outputs towards zero without limiting what
+    the network can express.
     """
     weights = [p for name, p in network.named_parameters() if name.endswith(".weight")]
     others = [p for name, p in network.named_parameters() if not name.endswith(".weight")]
@@ -90,8 +88,36 @@ def build_optimizer(network: nn.Module, config: "TrainConfig") -> SGD:
 def set_learning_rate(optimizer: SGD, rate: float) -> None:
     """Change the rate; the velocity, rate * buffer, changes with it.
 
-    Eq. 4 keeps the velocity's size across a switch instead. Gradients clipped at a norm of 1 could
-    not turn a velocity ten times too large before the loss has risen (docs/choices.md).
+    In Eq. 4 the velocity keeps its size across a switch. But gradients clipped to a norm of 1
+    cannot turn a velocity ten times too large before the loss has risen (docs/choices.md).
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def learning_rate(
+    schedule: "ScheduleConfig", val_errors: list[float], has_updates: Callable[[int], bool]
+) -> float:
+    """The rate of the next epoch, given `val_errors`, the top-1 errors (%) of all epochs so far.
+
+    fixed: the i-th switch happens at the start of epoch switch_epochs[i] (epochs count from 0).
+    plateau: an epoch improves if its error is at least `min_improvement` points below the best so
+    far. After `patience` epochs in a row without improvement the next rate begins, and the count
+    restarts. Epochs without an update (has_updates) do not count; they occur where an epoch has
+    fewer images than a batch. The last rate stays until the end. The paper gives no rule (Sec. 3);
+    this is ours.
+    """
+    epoch = len(val_errors)
+    if schedule.rule == "fixed":
+        return schedule.rates[sum(epoch >= switch for switch in schedule.switch_epochs)]
+    best, num_stale, level = float("inf"), 0, 0
+    for number, error in enumerate(val_errors):
+        if not has_updates(number):
+            continue
+        if error <= best - schedule.min_improvement:
+            best, num_stale = error, 0
+        else:
+            num_stale += 1
+        if num_stale >= schedule.patience:
+            level, num_stale = min(level + 1, len(schedule.rates) - 1), 0
+    return schedule.rates[level]

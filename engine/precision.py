@@ -1,4 +1,4 @@
-"""fp32, tf32, bf16 and fp16 as one path: an autocast and a gradient scaler that may do nothing."""
+"""fp32, tf32, bf16 and fp16 as one path, whose autocast and gradient scaler may do nothing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +19,13 @@ class Precision:
     device: torch.device
 
     def __str__(self) -> str:
-        """For a person, with what this device makes of it."""
+        """For a person, with a warning if this device is slow at it."""
         advice = ", which this CPU only emulates: precision=fp32 is many times faster"
         return self.name + advice * self.is_emulated
 
     @property
     def is_emulated(self) -> bool:
-        """Whether the device has no such arithmetic, and takes many times as long for it."""
+        """Whether the device lacks this arithmetic and takes many times as long."""
         return self.name == "bf16" and self.device.type == "cpu" and not _has_fast_bf16()
 
     def autocast(self) -> Any:
@@ -34,13 +34,13 @@ class Precision:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling for fp16; for the others it passes everything through.
+        """Loss scaling for fp16; otherwise it changes nothing.
 
-        Processes skip a step together: each may hold gradients of its own, and one overflow.
+        All processes skip a step if the gradients of one overflow: each may have its own.
         """
         enabled = self.name == "fp16"
         if enabled and dist.is_initialized():
-            # Imported where it is needed: it takes a second.
+            # This import takes a second.
             from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
             return ShardedGradScaler(self.device.type)
@@ -53,9 +53,9 @@ def _has_fast_bf16() -> bool:
 
 
 def set_precision(name: str, device: torch.device, *, fixed_shapes: bool = True) -> Precision:
-    """Choose the arithmetic for the process; raises UserError for what the device cannot do.
+    """Set the arithmetic of the process; raises UserError for what the device cannot do.
 
-    fixed_shapes: whether all batches have one shape, so that tuning to it pays.
+    fixed_shapes: whether all batches have the same shape, so that tuning kernels for it pays.
     """
     if device.type == "cpu" and name in ("tf32", "fp16"):
         raise UserError(f"precision={name} needs a GPU: use precision=fp32 or bf16 on the CPU")
@@ -64,6 +64,6 @@ def set_precision(name: str, device: torch.device, *, fixed_shapes: bool = True)
     # Partial sums of matrix products stay in fp32.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    # Tuning costs seconds for each new shape: training has one, dense tests hundreds.
+    # Tuning takes seconds for each new shape: training has one, dense testing hundreds.
     torch.backends.cudnn.benchmark = fixed_shapes
     return Precision(name, device)

@@ -1,24 +1,20 @@
-"""How far a run is, and what its last steps measured."""
+"""How far a run is, what it has measured, and how long the rest takes."""
 
 import math
 import time
 from collections import deque
 from dataclasses import dataclass, field, fields
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from configs.schema import TrainConfig
 
-if TYPE_CHECKING:
-    from engine.distributed import World
-    from engine.step import StepResult
-
-PACE_LINES = 10  # metrics lines whose pace counts
+PACE_LINES = 10  # metrics lines that a pace is measured over
 
 
 @dataclass
 class Progress:
-    """How far a run is: with the tensors, all that a checkpoint remembers."""
+    """How far a run is: all that a checkpoint holds besides the tensors."""
 
     step: int = 0  # optimiser steps done
     val_errors: list[float] = field(default_factory=list)  # top-1 error (%) of each epoch done
@@ -27,7 +23,12 @@ class Progress:
     window: list[float] = field(default_factory=list)  # losses since the last metrics line
     norms: list[float] = field(default_factory=list)  # gradient norms since then
     recent: list[float] = field(default_factory=list)  # losses of the last steps
-    rose_at: int | None = None  # step since which the loss is far above their median
+    rose_at: int | None = None  # step since which the loss has been far above their median
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 0."""
+        return len(self.val_errors)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TrainMetrics:
     lr: float
     gradient_norm: float | None  # Euclidean, over all parameters
     images_per_second: float  # of all processes
-    data_wait: float  # fraction of the time, of this process
+    data_wait: float  # fraction of this process's time
 
 
 @dataclass(frozen=True)
@@ -54,38 +55,40 @@ class Validation:
 
     @staticmethod
     def of(line: dict[str, Any]) -> "Validation":
-        """As it was read back."""
-        return Validation(**{each.name: line[each.name] for each in fields(Validation)})
+        """From a line that was read back."""
+        return Validation(**{key.name: line[key.name] for key in fields(Validation)})
 
 
 class ValErrors(Protocol):
-    """What a validation measures."""
+    """What a validation measures: readable images, and errors in percent."""
 
     @property
-    def images(self) -> int: ...  # seen
+    def images(self) -> int: ...
 
     @property
-    def top1_error(self) -> float: ...  # percent
+    def top1_error(self) -> float: ...
 
     @property
-    def top5_error(self) -> float: ...  # percent
+    def top5_error(self) -> float: ...
 
 
-class StepRecord(NamedTuple):
-    """One step, over all processes."""
+@dataclass(frozen=True)
+class Left:
+    """What a run still has to do."""
 
-    step: int
-    loss: float
-    gradient_norm: float
+    steps: int
+    validations: int
+    checkpoints: int
+    steps_in_validation: float  # images of a validation, in steps
 
 
 class Pace:
-    """How long steps, validations and checkpoints take, so how long the rest of a run does."""
+    """How long steps, validations and checkpoints take, hence how long the rest of a run will."""
 
     def __init__(self) -> None:
-        self.steps: deque[float] = deque(maxlen=PACE_LINES)  # seconds of a step, by metrics lines
+        self.steps: deque[float] = deque(maxlen=PACE_LINES)  # seconds a step, one per metrics line
         self.validation: float | None = None  # seconds of the last one; None: not known yet
-        self.checkpoint = 0.0  # seconds that the last one kept training waiting
+        self.checkpoint = 0.0  # seconds that training waited for the last one
         self.warm = False
         self.restart(0)
 
@@ -94,27 +97,27 @@ class Pace:
         self.first_step, self.started = step, time.perf_counter()
 
     def stepped(self, step: int) -> None:
-        """The first step of a session does not count: it compiles, tunes and waits for data."""
+        """Ignore the first step of a session, which compiles, tunes and waits for data."""
         if not self.warm:
             self.warm = True
             self.restart(step)
 
     def saved(self, seconds: float) -> None:
-        """A checkpoint has kept training waiting, which the steps did not."""
+        """Take the wait for a checkpoint out of the time of the steps."""
         self.checkpoint = seconds
         self.started += seconds
 
     def measure(self, step: int) -> None:
-        """Keep the seconds of a step since the clock was started."""
+        """Record the seconds a step since the clock was started."""
         if step > self.first_step:
             seconds = time.perf_counter() - self.started
             self.steps.append(seconds / (step - self.first_step))
 
-    def seconds_left(self, left: "Left") -> float | None:
-        """An estimate; None while no step was measured.
+    def seconds_left(self, left: Left) -> float | None:
+        """An estimate; None until a step has been measured.
 
-        The median is not moved by a single stall. Until a validation was timed, its images are
-        taken to be as fast as those of training.
+        A single stall does not move the median. Until a validation has been timed, its images are
+        assumed to take as long as those of training.
         """
         if not self.steps:
             return None
@@ -122,81 +125,50 @@ class Pace:
         validation = self.validation
         if validation is None:
             validation = left.steps_in_validation * step
-        return (
-            left.steps * step + left.validations * validation + left.checkpoints * self.checkpoint
-        )
+        waits = left.checkpoints * self.checkpoint
+        return left.steps * step + left.validations * validation + waits
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a run has still to do."""
+class Plan:
+    """Where the steps, epochs and validations of a run lie."""
 
-    steps: int
-    validations: int
-    checkpoints: int
-    steps_in_validation: float  # steps with as many images as a validation
+    config: TrainConfig
+    train_images: int
+    val_images: int  # of one validation
 
+    @property
+    def total(self) -> int:
+        """The number of steps of the run."""
+        steps = self.last_step_of(self.config.epochs - 1)
+        return min(steps, self.config.max_steps or steps)
 
-def left_to_do(
-    config: TrainConfig, progress: Progress, total: int, *, train_images: int, val_images: int
-) -> Left:
-    """What a run of `total` steps has still to do."""
-    done = progress.step
-    spans = [(max(first, done + 1), min(last, total)) for first, last in config.skip_steps]
-    skipped = sum(max(0, last - first + 1) for first, last in spans)
-    # Of all epochs, also one that max_steps cuts; an epoch ends with the batch of its last image.
-    epochs = (total - 1) * config.batch_size // train_images + 1
-    ends = max(0, epochs - len(progress.val_errors))
+    def last_step_of(self, epoch: int) -> int:
+        """The number of steps after which every image of epochs 0 .. epoch has been seen."""
+        return math.ceil((epoch + 1) * self.train_images / self.config.batch_size)
 
-    def times(every: int | None) -> int:
-        return total // every - done // every if every else 0
+    def has_updates(self, epoch: int) -> bool:
+        """Whether any step of the epoch changes the weights."""
+        from data.loading import skipping  # loads torch, and reports import Validation without it
 
-    return Left(
-        steps=total - done - skipped,
-        validations=ends + times(config.val_every),
-        checkpoints=2 * ends + times(config.checkpoint.every_steps),
-        steps_in_validation=val_images / config.batch_size,
-    )
+        steps = range(self.last_step_of(epoch - 1) + 1, self.last_step_of(epoch) + 1)
+        return any(skipping(step, self.config.skip_steps) is None for step in steps)
 
+    def left(self, progress: Progress) -> Left:
+        """What the run still has to do."""
+        config, done, total = self.config, progress.step, self.total
+        spans = [(max(first, done + 1), min(last, total)) for first, last in config.skip_steps]
+        skipped = sum(max(0, last - first + 1) for first, last in spans)
+        # One that max_steps cuts counts; an epoch ends with the batch that holds its last image.
+        num_epochs = (total - 1) * config.batch_size // self.train_images + 1
+        epochs_left = max(0, num_epochs - progress.epoch)
 
-class StepStatistics:
-    """Losses and gradient norms, on the device until they are needed, and the time of steps."""
+        def times_left(every: int | None) -> int:
+            return total // every - done // every if every else 0
 
-    def __init__(self, world: "World") -> None:
-        self.world = world
-        self.unread: list[tuple[int, StepResult]] = []
-        self.pace = Pace()
-        self.restart(0)
-
-    def restart(self, step: int) -> None:
-        """Start the clocks after `step` steps; losses stay."""
-        self.started, self.seconds_waited, self.first_step = time.perf_counter(), 0.0, step
-        self.pace.restart(step)
-
-    def add(self, step: int, result: "StepResult") -> None:
-        """Keep what a step has returned."""
-        self.unread.append((step, result))
-        self.pace.stepped(step)
-
-    def leave_out_a_step(self) -> None:
-        """The images of a skipped step do not count in the rate."""
-        self.first_step += 1
-        self.pace.first_step += 1
-
-    def rates(self, step: int, batch_size: int) -> dict[str, float]:
-        """Images per second, and the fraction of time spent waiting for data, since the restart."""
-        seconds = time.perf_counter() - self.started
-        images = (step - self.first_step) * batch_size
-        return {"images_per_second": images / seconds, "data_wait": self.seconds_waited / seconds}
-
-    def read(self) -> list[StepRecord]:
-        """The steps not read before; all processes read together."""
-        if not self.unread:
-            return []
-        import torch  # not above: reports read a Validation without torch, which loads for seconds
-
-        steps = [step for step, _ in self.unread]
-        results = torch.stack([torch.stack(result) for _, result in self.unread])
-        self.unread = []
-        values = self.world.sum(results.double()) / self.world.size  # norms are equal everywhere
-        return [StepRecord(step, *row) for step, row in zip(steps, values.tolist(), strict=True)]
+        return Left(
+            steps=total - done - skipped,
+            validations=epochs_left + times_left(config.val_every),
+            checkpoints=2 * epochs_left + times_left(config.checkpoint.every_steps),
+            steps_in_validation=self.val_images / config.batch_size,
+        )

@@ -22,8 +22,7 @@ def differences(old: PlainConfig, new: PlainConfig) -> list[str]:
 
 def refuse_changes(path: Path, old: PlainConfig, new: PlainConfig) -> None:
     """Raises UserError, with the differences, if `path` belongs to another configuration."""
-    changed = differences(old, new)
-    if changed:
+    if changed := differences(old, new):
         raise UserError(
             f"{path} is of a run with another configuration ({'; '.join(changed)}): "
             "give name=... for a new run, or the old values to resume"
@@ -31,14 +30,14 @@ def refuse_changes(path: Path, old: PlainConfig, new: PlainConfig) -> None:
 
 
 def check_run(folder: Path, config: PlainConfig) -> None:
-    """Raise UserError where open_run would, before data set and network take their time.
+    """Raises UserError where open_run would, before the data set is opened; writes nothing.
 
-    Makes nothing. That another process trains in the folder is seen by open_run alone.
+    Only open_run sees that another process trains in the folder.
     """
     try:
         _refuse_other_config(folder, config)
-        inside = (folder / "checkpoints", folder, *folder.absolute().parents)
-        try_to_write(next(path for path in inside if path.exists()) / "last.pt")
+        folders = (folder / "checkpoints", folder, *folder.absolute().parents)
+        try_to_write(next(path for path in folders if path.exists()) / "last.pt")
     except OSError as error:
         raise _cannot_write(folder, error) from error
 
@@ -72,7 +71,7 @@ def _cannot_write(folder: Path, error: OSError) -> UserError:
 
 
 def _refuse_other_config(folder: Path, config: PlainConfig) -> None:
-    """Refuse another configuration than that of an existing checkpoint."""
+    """Raises UserError if there is a checkpoint of another configuration."""
     path = folder / "config.yaml"
     if path.exists() and (folder / "checkpoints" / "last.pt").exists():
         refuse_changes(folder, read_yaml(path), config)

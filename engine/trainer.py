@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, a validation after each, and checkpoints between."""
+"""The training loop: epochs of steps, each followed by a validation, and checkpoints."""
 
 import math
 import time
@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import NoReturn
 
 import torch
@@ -18,32 +18,23 @@ from configs.store import to_dict
 from data.loading import Batch, OnEvent, skipping
 from data.sources.index import Dataset
 from engine.checkpoint import (
+    BackgroundWriter,
     State,
+    Writer,
     load_latest,
-    open_writer,
     refuse_other_data,
     save_checkpoint,
     use_previous,
 )
 from engine.distributed import World
 from engine.divergence import RECENT, learns_nothing, refuse_other_skips, rises, way_on
-from engine.log import Log
-from engine.optim import set_learning_rate
+from engine.log import Log, headline
+from engine.optim import learning_rate, set_learning_rate
 from engine.parallel import Parallel, load_whole_state, whole_state
-from engine.progress import (
-    Left,
-    Progress,
-    StepStatistics,
-    TrainMetrics,
-    ValErrors,
-    Validation,
-    left_to_do,
-)
+from engine.progress import Plan, Progress, TrainMetrics, ValErrors, Validation
 from engine.run_folder import refuse_changes
-from engine.schedule import learning_rate
-from engine.step import TrainingStep
+from engine.step import StepStatistics, TrainingStep
 from engine.stopping import StopRequest
-from engine.summary import headline, shown_beside
 from models.network import Network
 
 
@@ -58,33 +49,24 @@ class Trainer:
     parallel: Parallel
     network: Network  # this process's part, without wrappers
     step: TrainingStep
-    batches: Callable[[int, int, OnEvent], Generator[Batch]]  # of steps [start, stop), our share
+    batches: Callable[[int, int, OnEvent], Generator[Batch]]  # our share of steps [start, stop)
     validate: Callable[[OnEvent], ValErrors]
 
     def __post_init__(self) -> None:
-        self.settings = to_dict(self.config)  # as plain values, kept in every checkpoint
+        self.settings = to_dict(self.config)  # kept in every checkpoint
         self.images = [self.dataset.train.fingerprint(), self.dataset.val.fingerprint()]
         self.progress = Progress()
         self.statistics = StepStatistics(self.world)
-        self.events = self.dataset.remarks()  # noted by this process, not yet written
-        self.writer = open_writer(self.config.checkpoint.asynchronous)
-        steps = self.last_step_of(self.config.epochs - 1)
-        self.total = min(steps, self.config.max_steps or steps)
+        self.events = self.dataset.remarks()  # of this process, not yet written
+        self.note = self.events.append
+        self.writer = BackgroundWriter() if self.config.checkpoint.asynchronous else Writer()
         val_images = len(self.dataset.val)
-        self.val_images = min(self.config.val_subset or val_images, val_images)
-
-    def last_step_of(self, epoch: int) -> int:
-        """Steps done once every image of epochs 0 .. epoch was seen."""
-        return math.ceil((epoch + 1) * len(self.dataset.train) / self.config.batch_size)
-
-    def has_updates(self, epoch: int) -> bool:
-        """Whether any step of the epoch changes the weights."""
-        steps = range(self.last_step_of(epoch - 1) + 1, self.last_step_of(epoch) + 1)
-        return any(skipping(step, self.config.skip_steps) is None for step in steps)
-
-    def note(self, event: str) -> None:
-        """Keep an event, such as an unreadable image, for the next metrics line."""
-        self.events.append(event)
+        self.plan = Plan(
+            self.config,
+            train_images=len(self.dataset.train),
+            val_images=min(self.config.val_subset or val_images, val_images),
+        )
+        self.total = self.plan.total
 
     def fit(self) -> None:
         """Train to the end, from the last checkpoint if there is one.
@@ -103,7 +85,7 @@ class Trainer:
             active=self.world.is_main,
         )
         try:
-            self.write_events(len(self.progress.val_errors))
+            self.write_events()
             self.log.sync()
             if self.world.is_main:
                 use_previous(origin)
@@ -113,26 +95,16 @@ class Trainer:
                 while self.progress.validated < self.total:
                     self.train_one_epoch(batches)
                 self.writer.wait()
-                self.world.barrier()  # launchers end the others some time after the first has left
+                self.world.barrier()  # once one process has left, launchers may end the others
         finally:
             self.log.close()
 
-    def left(self) -> Left:
-        """What is still to do."""
-        return left_to_do(
-            self.config,
-            self.progress,
-            self.total,
-            train_images=len(self.dataset.train),
-            val_images=self.val_images,
-        )
-
     def train_one_epoch(self, batches: Iterator[Batch]) -> None:
-        """From where the run is to the end of its epoch; validate; save."""
-        epoch = len(self.progress.val_errors)
-        rate = learning_rate(self.config.schedule, self.progress.val_errors, self.has_updates)
+        """Train to the end of the epoch under way, validate and save."""
+        epoch = self.progress.epoch
+        rate = learning_rate(self.config.schedule, self.progress.val_errors, self.plan.has_updates)
         set_learning_rate(self.step.optimizer, rate)
-        epoch_end = self.last_step_of(epoch)
+        epoch_end = self.plan.last_step_of(epoch)
         end = min(epoch_end, self.total)
         self.statistics.restart(self.progress.step)
         while self.progress.step < end:
@@ -141,42 +113,42 @@ class Trainer:
             else:
                 self.train_one_step(batches)
             if self.progress.step % self.config.log_every == 0 or self.progress.step == self.total:
-                self.write_metrics(epoch, rate)
+                self.write_metrics(rate)
             if self.progress.step < end:
-                self.do_what_is_due(epoch)
+                self.do_what_is_due()
         self.read_losses()
-        if learns_nothing(self.progress.recent, self.dataset.num_classes):
-            classes = self.dataset.num_classes
+        classes = self.dataset.num_classes
+        if learns_nothing(self.progress.recent, classes):
             self.note(f"the loss is still ln {classes}, as by guessing: nothing is learned so far")
-        self.save("last.pt")  # validation may take long, and be cut
+        self.save("last.pt")  # validation may take long, and be interrupted
         self.stop_if_asked()
-        error = self.evaluate(epoch)
-        ended = self.progress.step >= epoch_end
-        if ended:  # an epoch that max_steps has cut does not count in the schedule
+        error = self.evaluate()
+        is_complete = self.progress.step >= epoch_end
+        if is_complete:  # the schedule ignores an epoch that max_steps has cut
             self.progress.val_errors.append(error)
-        self.save("last.pt", ends=epoch if ended else None)
+        self.save("last.pt", ends=epoch if is_complete else None)
 
-    def do_what_is_due(self, epoch: int) -> None:
-        """Between two steps of an epoch: validate, save, or stop."""
+    def do_what_is_due(self) -> None:
+        """Between two steps of an epoch: validate, save or stop."""
         step, every = self.progress.step, self.config.checkpoint.every_steps
         if self.config.val_every and step % self.config.val_every == 0:
-            self.evaluate(epoch)
+            self.evaluate()
         if every and step % every == 0:
             self.save("last.pt")
         if self.stop.due(step):
             self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Raises Stopped, once all is saved, if any process has got a signal."""
+        """Raises Stopped, once everything is saved, if any process has received a signal."""
         if self.stop.agreed():
             self.save("last.pt")
             self.writer.wait()
-            self.world.barrier()  # the first process to leave ends the others under torchrun
+            self.world.barrier()  # under torchrun, the first process to leave ends the others
             step = self.progress.step
             raise Stopped(f"stopped by a signal, saved at step {step} of {self.total}")
 
     def train_one_step(self, batches: Iterator[Batch]) -> None:
-        """Fetch a batch and step."""
+        """Fetch a batch and update the weights."""
         before = time.perf_counter()
         batch = next(batches)
         self.statistics.seconds_waited += time.perf_counter() - before
@@ -188,49 +160,47 @@ class Trainer:
         self.log.advance()
 
     def skip_one_step(self, first: int, last: int) -> None:
-        """Count a step of a span of skip_steps, without its batch and update."""
+        """Count a step of a span of skip_steps, without a batch or an update."""
         self.progress.step += 1
         self.statistics.leave_out_a_step()
         self.log.advance()
-        event = f"steps {first} to {last} are passed over without an update (skip_steps)"
-        if event not in self.events:
-            self.note(event)
+        # Noted at each of them, written once.
+        self.note(f"steps {first} to {last} are passed over without an update (skip_steps)")
 
-    def write_metrics(self, epoch: int, rate: float) -> None:
+    def write_metrics(self, rate: float) -> None:
         """Write the means since the last line."""
         self.writer.check()
         self.read_losses()
-        self.write_events(epoch)
-        if not self.progress.window:  # all were skipped
+        self.write_events()
+        progress = self.progress
+        if not progress.window:  # all steps were skipped
             return
-        step = self.progress.step
-        norms = [norm for norm in self.progress.norms if math.isfinite(norm)]  # fp16 may overflow
+        norms = [norm for norm in progress.norms if math.isfinite(norm)]  # fp16 may overflow
         metrics = TrainMetrics(
-            epoch=epoch,
-            loss=math.fsum(self.progress.window) / len(self.progress.window),
+            epoch=progress.epoch,
+            loss=fmean(progress.window),
             lr=rate,
-            gradient_norm=math.fsum(norms) / len(norms) if norms else None,
-            **self.statistics.rates(step, self.config.batch_size),
+            gradient_norm=fmean(norms) if norms else None,
+            **self.statistics.rates(progress.step, self.config.batch_size),
         )
-        self.log.write("train", step, **asdict(metrics))
-        self.log.layers(step, self.network, self.parallel)
-        pace = self.statistics.pace
-        pace.measure(step)
-        shown = shown_beside(metrics, pace.seconds_left(self.left()))
-        self.log.report(step, self.total, shown)
-        self.progress.window, self.progress.norms = [], []
-        self.statistics.restart(step)
+        self.log.write("train", progress.step, **asdict(metrics))
+        self.log.layers(progress.step, self.network, self.parallel)
+        self.statistics.pace.measure(progress.step)
+        seconds_left = self.statistics.pace.seconds_left(self.plan.left(progress))
+        self.log.show(progress.step, metrics, seconds_left)
+        progress.window, progress.norms = [], []
+        self.statistics.restart(progress.step)
 
-    def write_events(self, epoch: int) -> None:
-        """Write what all processes noted."""
+    def write_events(self) -> None:
+        """Write what all processes noted, such as unreadable images."""
         for event in self.world.gather(self.events):
-            self.log.event(self.progress.step, epoch, event)
+            self.log.event(self.progress.step, self.progress.epoch, event)
         self.events.clear()
 
     def read_losses(self) -> None:
         """Read the losses of all steps so far; note one that is far above those before it.
 
-        Raises UserError, with the way on, if one is not a number.
+        Raises UserError, with what to type next, if one is not finite.
         """
         progress = self.progress
         for step, loss, norm in self.statistics.read():
@@ -247,29 +217,31 @@ class Trainer:
             progress.recent = [*progress.recent, loss][-RECENT:]
 
     def refuse_to_go_on(self, failure: str, step: int) -> NoReturn:
-        """Raises UserError with what to type next; all processes come here together."""
+        """Raises UserError with what to type next; all processes call it together."""
         with suppress(UserError):  # raised again on leaving
             self.writer.wait()
-        self.write_events(len(self.progress.val_errors))
+        self.write_events()
         self.world.barrier()
         folder, rose_at = self.folder / "checkpoints", self.progress.rose_at
         advice = way_on(folder, step, rose_at=rose_at, spans=self.config.skip_steps)
         raise UserError(f"{failure} at step {step}; {advice}")
 
-    def evaluate(self, epoch: int) -> float:
-        """Validate, keep the weights if they are the best so far; returns the top-1 error (%)."""
+    def evaluate(self) -> float:
+        """Validate, and save the weights if they are the best; returns the top-1 error (%)."""
         self.read_losses()
         before = time.perf_counter()
         errors = self.validate(self.note)
-        self.write_events(epoch)
+        self.write_events()
         step = self.progress.step
         self.log.learned(step, self.network, self.parallel)
         self.log.validation(
-            Validation(step, epoch, errors.top1_error, errors.top5_error, errors.images)
-        )
-        self.log.say(
-            f"epoch {epoch}, step {step}: top-1 error {errors.top1_error:.2f} %, top-5 error "
-            f"{errors.top5_error:.2f} % on {errors.images} validation images"
+            Validation(
+                step=step,
+                epoch=self.progress.epoch,
+                top1_error=errors.top1_error,
+                top5_error=errors.top5_error,
+                images=errors.images,
+            )
         )
         if errors.top1_error < self.progress.best:
             self.progress.best = errors.top1_error
@@ -280,13 +252,12 @@ class Trainer:
         return errors.top1_error
 
     def save(self, name: str, ends: int | None = None) -> None:
-        """Have a checkpoint of now written; `ends`: the epoch that it ends."""
+        """Hand a checkpoint of this moment to the writer; `ends`: the epoch that it ends."""
         self.read_losses()
-        # A checkpoint must not know of an event that metrics.jsonl does not have.
-        self.write_events(len(self.progress.val_errors))
+        self.write_events()  # metrics.jsonl must have all events that the checkpoint knows of
         before = time.perf_counter()
         self.world.watch.alive()
-        if not bool(self.parallel.norms(self.network.state_dict()).isfinite().all()):
+        if not self.parallel.norms(self.network.state_dict()).isfinite().all():
             self.refuse_to_go_on("a weight is not finite", self.progress.step)
         state = self.state(name)
         if self.world.is_main:
@@ -294,13 +265,13 @@ class Trainer:
         self.statistics.pace.saved(time.perf_counter() - before)
 
     def write(self, name: str, ends: int | None, state: State) -> None:
-        """Write a checkpoint, beside training; raises UserError if it cannot be written."""
+        """Write a checkpoint, while training goes on; raises UserError if that fails."""
         self.log.sync()
         keep = self.config.checkpoint.keep
         save_checkpoint(self.folder / "checkpoints" / name, state, epoch=ends, keep=keep)
 
     def state(self, name: str) -> State:
-        """What a checkpoint holds, whole on any number of processes; best.pt: the network alone."""
+        """What a checkpoint holds, whole on any number of processes; best.pt: no optimiser."""
         weights, optimizer = whole_state(self.parallel, self.network, self.step.optimizer)
         state: State = {
             "config": self.settings,
@@ -316,7 +287,10 @@ class Trainer:
         return state
 
     def resume(self) -> Path:
-        """Load the last checkpoint, if any, and return its path; UserError if another run's."""
+        """Load the last checkpoint, if any; returns its path.
+
+        Raises UserError if it belongs to another run.
+        """
         path, state = load_latest(self.folder / "checkpoints", self.note)
         if state is None:
             return path
@@ -324,15 +298,9 @@ class Trainer:
         refuse_other_data(
             path, state, images=self.images, mean=self.step.mean.cpu(), data=self.config.data
         )
-        load_whole_state(
-            self.parallel,
-            self.network,
-            self.step.optimizer,
-            weights=state["network"],
-            state=state["optimizer"],
-        )
+        load_whole_state(self.parallel, self.network, self.step.optimizer, state)
         self.step.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        before = state["config"].get("skip_steps", [])
-        refuse_other_skips(self.progress.step, before, self.config.skip_steps)
+        old_spans = state["config"].get("skip_steps", [])
+        refuse_other_skips(self.progress.step, old_spans, self.config.skip_steps)
         return path

@@ -1,4 +1,4 @@
-"""What the tests share: configurations composed as train.py does, and the real programs run."""
+"""What the tests share: configurations as train.py composes them, and the real programs."""
 
 import atexit
 import os
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the programs do, before torch is there
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the programs, before torch is loaded
 
 import torch
 
@@ -27,11 +27,11 @@ from tests.forks import PROGRAMS, Forks
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
+# If a shell starts the tests in the background, they and their children ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A network that trains on two CPU cores in no time: small14 with narrow fc layers, 64 pixel crops.
+# A network that trains in seconds on two CPU cores: small14 with narrow fc layers, 64-pixel crops.
 TINY = [
     "model=small14",
     "model.fc=[64,64]",
@@ -48,7 +48,7 @@ TIMES = ("images_per_second", "data_wait")  # what differs between two equal run
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """GPUs are for `pytest -m gpu` alone: all other tests run as on a machine without one."""
+    """Hide GPUs, except from `pytest -m gpu`: other tests run as on a machine without one."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -61,7 +61,7 @@ def composed(*overrides: str, program: str = "train") -> Any:
 
 @cache
 def fork_server() -> Forks:
-    """Forks programs, for all tests of this process."""
+    """The server that forks programs for all tests of this process."""
     server = Forks()
     atexit.register(server.close)
     return server
@@ -84,9 +84,9 @@ def run_program(
     fork: bool = True,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` from the repository's root; fails the test on a non-zero exit.
+    """Run `python ARGUMENTS` from the repository's root; a non-zero exit fails the test.
 
-    fork: the process may be forked from one that has imported torch and the project.
+    fork: whether to fork a process that has imported torch and the project, if possible.
     """
     if fork and arguments[0] in PROGRAMS and cwd is None and not environment:
         done = _run_forked(*arguments)
@@ -106,7 +106,7 @@ def run_program(
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of kept scans, empty, of a user of the test's own."""
+    """The empty cache of scans of a user who exists only in this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "rectifiers"
 
@@ -120,7 +120,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines that are equal in two equal runs, also where files change while the tests run."""
+    """The lines of metrics.jsonl without what may differ between two equal runs."""
     lines = read_json_lines(folder / "metrics.jsonl")
     return [
         {key: value for key, value in line.items() if key not in TIMES}
@@ -163,30 +163,30 @@ def undisturbed(command: list[str], runs: Path) -> Path:
 
 
 def free_port() -> int:
-    """A free port outside the range from which the system gives ports to connections."""
+    """A free port, below the range (from 32768) from which Linux assigns ports to connections."""
     while True:
-        port = 20000 + secrets.randbelow(12000)  # Linux gives those from 32768 on
+        port = 20000 + secrets.randbelow(12000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
 
 
-def torchrun(processes: int, *arguments: str, check: bool = True) -> Any:
-    """Run `torchrun --nproc-per-node=PROCESSES ARGUMENTS`, on a port of its own."""
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+def torchrun(num_processes: int, *arguments: str, check: bool = True) -> Any:
+    """Run `torchrun --nproc-per-node=NUM_PROCESSES ARGUMENTS` on a free port."""
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={num_processes}"]
     port = f"--master-port={free_port()}"
     return run_program(*launch, port, *arguments, check=check, OMP_NUM_THREADS="1")
 
 
 @pytest.fixture(scope="session")
 def fifty(small: Path, runs: Path) -> list[str]:
-    """50 steps, at the paper's rate; clipped so that rounding does not grow on the way."""
+    """50 steps at the paper's rate, clipped so that rounding errors do not grow."""
     more = ["clip_norm=0.1", "epochs=4", "log_every=1", "checkpoint.every_steps=10"]
     return ["train.py", *TINY, *more, "data=folder", f"data.root={small}", f"runs={runs}"]
 
 
 @pytest.fixture(scope="session")
 def two(fifty: list[str], runs: Path) -> Path:
-    """The 50 steps by two processes."""
+    """The run of 50 steps by two processes."""
     torchrun(2, *fifty, "name=two")
     return runs / "two"

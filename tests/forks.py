@@ -1,7 +1,7 @@
-"""Real programs without the seconds that importing torch takes: a process that forks itself.
+"""Runs real programs without the seconds that importing torch takes, by forking.
 
-`python tests/forks.py` imports the programs, then for each line of JSON on its input forks
-a child that runs one of them as a person would have started it, in a process group of its own.
+`python tests/forks.py` imports the programs. For each line of JSON on its input it forks a child
+that runs one of them as if a person had started it, in a process group of its own.
 """
 
 import gc
@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# That have been imported.
+# The programs that the server imports.
 PROGRAMS = ("train.py", "eval.py", "scripts/reproduce.py", "scripts/prepare_imagenet.py")
 
 
 class Forks:
-    """One program at a time."""
+    """A server that runs one program at a time."""
 
     def __init__(self, twin_of: "Forks | None" = None) -> None:
-        """twin_of: a server to fork this one from, for a program beside its own."""
+        """twin_of: the server from which to fork this one, for a second program at a time."""
         self.pid = 0
         self.server = None
         if twin_of is None:
@@ -57,9 +57,9 @@ class Forks:
     def start(
         self, arguments: list[str], output: Path, slow: float = 0, errors: Path | None = None
     ) -> int:
-        """Start `python ARGUMENTS` with its output in a file; torch.save takes `slow` seconds more.
+        """Start `python ARGUMENTS`, with its output in a file; returns the process id.
 
-        errors: a file of its own for stderr. Returns the process's number.
+        slow: seconds by which to delay torch.save. errors: a separate file for stderr.
         """
         output.write_text("")
         self.output = output
@@ -73,14 +73,14 @@ class Forks:
         return self._answer()
 
     def run(self, arguments: list[str], output: Path, slow: float = 0) -> str:
-        """Run to the end, which must be a good one; returns what was printed."""
+        """Run to the end, which must be a success; returns what was printed."""
         self.start(arguments, output, slow)
         status = self.wait()
         assert status == 0, output.read_text()
         return output.read_text()
 
     def alive(self) -> bool:
-        """Whether the program is still there, if only as a process that waits to be buried."""
+        """Whether the program is still running."""
         state = Path(f"/proc/{self.pid}/stat")
         try:
             return state.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -88,13 +88,13 @@ class Forks:
             return False
 
     def until(self, reached: Callable[[], bool]) -> None:
-        """Wait for a moment of the program, which must still be there then."""
+        """Wait until `reached`; the program must still be running then."""
         while self.alive() and not reached():
             time.sleep(0.0005)
-        assert self.alive(), f"over too early:\n{self.output.read_text()}"
+        assert self.alive(), f"ended too early:\n{self.output.read_text()}"
 
     def signal(self, number: int) -> bool:
-        """Send a signal to the program and its children; False if it is over."""
+        """Send a signal to the program and its children; False if it has ended."""
         if self.alive():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
@@ -111,7 +111,7 @@ class Forks:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Be the program that was asked for."""
+    """Run the requested program in this process."""
     for stream, name in ((1, "output"), (2, "errors")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.clear()
@@ -134,20 +134,11 @@ def _become(request: dict[str, Any]) -> None:
 def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path.insert(0, str(ROOT))
-    for name in (
-        "train",
-        "eval",
-        "scripts.reproduce",
-        "scripts.prepare_imagenet",
-        "scipy.stats",
-        "data.dali",
-        "nvidia.dali.fn",
-        "torchvision.utils",
-        "torch._dynamo",
-    ):
-        importlib.import_module(name)  # also what is otherwise imported when it is needed
-
-    gc.freeze()  # or a child's first collection copies all of it
+    programs = ("train", "eval", "scripts.reproduce", "scripts.prepare_imagenet")
+    lazy = ("scipy.stats", "data.dali", "nvidia.dali.fn", "torchvision.utils", "torch._dynamo")
+    for name in (*programs, *lazy):
+        importlib.import_module(name)
+    gc.freeze()  # or a child's first collection would copy all pages
     _answer_all(sys.stdin, sys.stdout)
 
 
@@ -166,7 +157,7 @@ def _answer_all(requests: IO[str], answers: IO[str]) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             _become(request)
             sys.exit()
-        with suppress(PermissionError):  # the child was faster
+        with suppress(PermissionError):  # the child did it first
             os.setpgid(pid, pid)
         print(pid, file=answers, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)

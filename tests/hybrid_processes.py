@@ -1,6 +1,6 @@
-"""Run under torchrun: one step with each `parallel=`, as every process sees it; prints JSON.
+"""Run under torchrun: one step with each `parallel=`, as each process sees it; prints JSON.
 
-Arguments: overrides of train.py. The truth is the same step on the whole batch, without processes.
+Arguments: overrides of train.py. The truth is the same step on the whole batch in one process.
 """
 
 import json
@@ -27,7 +27,7 @@ CLASSES = 10
 
 
 class Traffic:
-    """Counts what this process sends, if all-gathers and the like run as rings."""
+    """Counts the bytes that this process sends if collectives run as rings."""
 
     def __init__(self, world: World) -> None:
         self.sent, self.ring = 0.0, (world.size - 1) / world.size
@@ -58,7 +58,7 @@ class Traffic:
 def build(config: TrainConfig) -> Network:
     network = build_network(config.model, config.act, config.init, CLASSES, seed=1)
     generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():  # gradients of all layers of a like size, biases and slopes of all kinds
+    with torch.no_grad():  # so that the gradients of all layers have about the same size
         for name, parameter in network.head.named_parameters():
             if name.endswith(".weight"):
                 parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
@@ -90,9 +90,9 @@ def rows(batch: Batch, share: slice) -> Batch:
 
 def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, object]:
     config.parallel = parallel
-    lies = open_parallel(parallel, world)
-    network = lies.share_out(build(config))
-    connected: nn.Module = lies.connect(network)
+    layout = open_parallel(parallel, world)
+    network = layout.share_out(build(config))
+    connected: nn.Module = layout.connect(network)
     optimizer = build_optimizer(network, config)
     precision = set_precision("fp32", world.device)
     micro = config.micro_batch or config.batch_size // world.size
@@ -102,7 +102,7 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
         torch.zeros(1, 1, 3),
         precision,
         micro,
-        gradient_norm=partial(lies.gradient_norm, network),
+        gradient_norm=partial(layout.gradient_norm, network),
         clip_norm=None,
     )
     traffic = Traffic(world)
@@ -114,11 +114,11 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
     sent = traffic.sent
     expected = truth(config, batch)
     gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
-    whole = dict(lies.whole(gradients))
-    norms = dict(zip(gradients, lies.norms(gradients).tolist(), strict=True))
-    weights, state = whole_state(lies, network, optimizer)
-    complete = lies.whole_network(network)
-    held = list(network.parameters())
+    whole = dict(layout.whole(gradients))
+    norms = dict(zip(gradients, layout.norms(gradients).tolist(), strict=True))
+    weights, state = whole_state(layout, network, optimizer)
+    complete = layout.whole_network(network)
+    parameters = list(network.parameters())
     return {
         "parallel": parallel,
         "rank": world.rank,
@@ -126,10 +126,10 @@ def one_step(config: TrainConfig, world: World, parallel: str) -> dict[str, obje
         "worst_gradient": max(error(whole[name], expected[name]) for name in expected),
         "norm_error": abs(result.gradient_norm.item() / whole_norm(expected) - 1),
         "worst_norm": max(abs(norms[n] / expected[n].norm().item() - 1) for n in expected),
-        "momentum": sum(held["momentum_buffer"].numel() for held in state["state"].values()),
+        "momentum": sum(b["momentum_buffer"].numel() for b in state["state"].values()),
         "same_network": all(torch.equal(t, complete.get_parameter(n)) for n, t in weights.items()),
         "sent": sent,
-        "kept": sum(2 * p.nbytes + optimizer.buffers[p].nbytes for p in held),
+        "kept": sum(2 * p.nbytes + optimizer.buffers[p].nbytes for p in parameters),
         "fc3_bias": network.head.fc3.bias.tolist(),
     }
 
@@ -138,9 +138,9 @@ def whole_norm(gradients: dict[str, Tensor]) -> float:
     return torch.cat([g.double().flatten() for g in gradients.values()]).norm().item()
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return ((found - expected).norm() / expected.norm()).item()
+def error(ours: Tensor, expected: Tensor) -> float:
+    assert ours.shape == expected.shape
+    return ((ours - expected).norm() / expected.norm()).item()
 
 
 def main() -> None:
@@ -148,11 +148,10 @@ def main() -> None:
     config = compose_config(sys.argv[1:], TrainConfig)
     with open_world("cpu", 600) as world:
         for parallel in ("ddp", "hybrid"):
-            found = [one_step(config, world, parallel)]
-            everyone: list[object] = [None] * world.size
-            dist.all_gather_object(everyone, found[0])
+            results: list[object] = [None] * world.size
+            dist.all_gather_object(results, one_step(config, world, parallel))
             if world.is_main:
-                print(json.dumps(everyone))
+                print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The kernels of models/kernels.py against autograd; run by test_models_kernels.py.
+"""The kernels of models/kernels.py, compared with autograd; run by test_models_kernels.py.
 
-It needs a process of its own: on a CPU, TRITON_INTERPRET=1 must be set when Triton is imported.
+This needs its own process: on a CPU, TRITON_INTERPRET=1 must be set when Triton is imported.
 """
 
 import os
@@ -16,7 +16,7 @@ from models.network import Network, build_network
 from tests.conftest import composed
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-# Largest error relative to the largest value. The interpreter truncates to bf16, a GPU rounds.
+# Largest error relative to the largest value. The interpreter truncates to bf16; a GPU rounds.
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 KINDS = ["relu", "leaky", "negative", "channels", "shared"]
 SHAPES = [
@@ -117,7 +117,7 @@ def test_infinities_and_nan_are_treated_as_by_relu() -> None:
 def network(kernel: str, act: str) -> Network:
     config = composed("model=small14", "model.fc=[40,32]", f"act={act}", f"act.kernel={kernel}")
     net = build_network(config.model, config.act, config.init, 5, seed=1)
-    with torch.no_grad():  # biases of both signs; logits that are not all alike
+    with torch.no_grad():  # biases of both signs, and logits that differ
         for name, parameter in net.named_parameters():
             if name.endswith("bias"):
                 parameter.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))

@@ -1,8 +1,8 @@
-"""Run with pretended_cuda.c preloaded: the product on a GPU that is not there; prints JSON.
+"""Run with pretended_cuda.c preloaded: our code on a GPU that is not there; prints JSON.
 
 Tensors have shapes, strides, dtypes and devices but no values (FakeTensorMode), so an operation on
-tensors of two devices raises as it does on a GPU. Only `save` has values, which are copied but not
-computed with.
+tensors of two devices raises as it does on a GPU. Only in `save` do they have values, which are
+only copied.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ from data.normalise import network_input
 from engine.checkpoint import BackgroundWriter, load_checkpoint, save_checkpoint
 from engine.distributed import World
 from engine.optim import SGD, build_optimizer
-from engine.parallel import Replicas, load_whole_state, whole_state
+from engine.parallel import Parallel, load_whole_state, whole_state
 from engine.precision import set_precision
 from engine.trainer import Trainer
 from evaluation.scorer import Scorer
@@ -52,9 +52,9 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 BATCH, CROP = 128, 224
 RANKS = 8
 COMPILED_BATCH = 16
-CONVS = 2  # of a stage, at most: deeper networks take longer and show the same
+CONVS = 2  # per stage at most: deeper networks take longer and show the same
 
-# What is done wrong in `mistakes`, and what the tests say of it.
+# What `mistakes` does wrong, and what the tests must say about it.
 MISTAKES = {
     "copy to the host": "copies to the host",
     "copy to the host in the backward pass": "copies to the host",
@@ -70,18 +70,18 @@ MISTAKES = {
     "strides of gradients": "gradients of another dtype, device or strides",
 }
 
-# Operations whose result is on the host, which waits until the device has it.
+# Operations whose result is on the host, which has to wait for it.
 READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2")
 
 
 def count_waits() -> int:
-    """How often the host has waited in a call of the CUDA runtime."""
+    """How often the host has waited in the CUDA runtime."""
     runtime = ctypes.CDLL(os.environ["LD_PRELOAD"])
     return ctypes.c_int.in_dll(runtime, "pretended_waits").value
 
 
 class Record(TorchDispatchMode):
-    """What passes between host and device while it is entered, in the backward pass, too."""
+    """Records what passes between host and device while it is active, also in backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,21 +97,21 @@ class Record(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is not torch.ops.prim.device.default:
-            with self:  # in inference mode, composite operations arrive whole
+            with self:  # in inference mode, composite operations arrive undivided
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         return self.run(func, args, kwargs)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Note an operation, and do it."""
+        """Record an operation and do it."""
         name = func.overloadpacket.__name__
         self.calls[name] += 1
         if name in READS and args[0].is_cuda:
             self.reads.append(name)
             if name == "_local_scalar_dense":
                 return 0.0
-        if name == "_fused_sgd_":  # cannot do without values
+        if name == "_fused_sgd_":  # it needs values
             assert {tensor.device for tensors in args[:3] for tensor in tensors} == {DEVICE}
             return None
         result = func(*args, **kwargs)
@@ -135,14 +135,14 @@ class Record(TorchDispatchMode):
             "reads": self.reads,
             "waits": count_waits() - self.waits_before,
             "to_host": self.to_host,
-            "to_device": sorted([*what, rows] for what, rows in self.to_device.items()),
+            "to_device": sorted([*kind, rows] for kind, rows in self.to_device.items()),
             "blocking": self.blocking,
             "convolutions": [self.calls["convolution"], self.calls["convolution_backward"]],
         }
 
 
 class Replica(DistributedDataParallel):
-    """Stands in for DDP, whose C++ reads values; its gradients stay where they are."""
+    """Stands in for DDP, whose C++ code reads values; it sends no gradients."""
 
     def __init__(self, module: nn.Module, **_: Any) -> None:
         nn.Module.__init__(self)
@@ -153,7 +153,7 @@ class Replica(DistributedDataParallel):
 
 
 def convert(module: nn.Module, change: Callable[[Tensor], Tensor], **_: bool) -> nn.Module:
-    """Module._apply, which .to() is made of: torch's cannot replace tensors without values."""
+    """Replaces Module._apply, on which .to() is based: torch's needs tensors with values."""
     with torch.no_grad():
         for part in module.modules():
             for name, parameter in list(part.named_parameters(recurse=False)):
@@ -164,19 +164,21 @@ def convert(module: nn.Module, change: Callable[[Tensor], Tensor], **_: bool) ->
 
 
 def without_values() -> ExitStack:
-    """A context in which all tensors are without values."""
+    """A context in which no tensor has values."""
     stack = ExitStack()
-    stack.enter_context(patch.object(nn.Module, "_apply", convert))
-    stack.enter_context(patch("engine.distributed.DistributedDataParallel", Replica))
-    # A copied tensor keeps its mode.
-    copy = patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True)
-    stack.enter_context(copy)
-    stack.enter_context(FakeTensorMode())
+    for context in (
+        patch.object(nn.Module, "_apply", convert),
+        patch("engine.distributed.DistributedDataParallel", Replica),
+        # A copied tensor keeps its mode.
+        patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True),
+        FakeTensorMode(),
+    ):
+        stack.enter_context(context)
     return stack
 
 
 def build(root: str, *overrides: str, world: World | None = None) -> Trainer:
-    """A run as train.py builds it, after its first step's picture; two layers of each stage."""
+    """A run as train.py builds it, past the picture of step 0; at most CONVS layers a stage."""
     data = ["data=folder", f"data.root={root}", "device=cuda"]
     config = compose_config([*data, f"batch_size={BATCH}", *overrides], TrainConfig)
     for stage in config.model.stages:
@@ -187,7 +189,7 @@ def build(root: str, *overrides: str, world: World | None = None) -> Trainer:
 
 
 def empty_batch(size: int, device: torch.device | str = "cpu") -> Batch:
-    """A batch without values; `device`: where the loader has left the images."""
+    """A batch without values; `device`: where the loader has put the images."""
     return Batch(
         images=torch.empty(size, CROP, CROP, 3, dtype=torch.uint8, device=device),
         labels=torch.empty(size, dtype=torch.int64),
@@ -199,7 +201,7 @@ def empty_batch(size: int, device: torch.device | str = "cpu") -> Batch:
 
 
 def wrong_gradient(parameter: nn.Parameter) -> bool:
-    """Whether a gradient is not as fp32 SGD wants it."""
+    """Whether a gradient is not what fp32 SGD needs."""
     gradient = parameter.grad
     if gradient is None or gradient.dtype != torch.float32:
         return True
@@ -220,8 +222,8 @@ def step_facts(trainer: Trainer, batch: Batch) -> dict[str, Any]:
 
 
 def steps(root: str) -> dict[str, Any]:
-    """Steps of two rounds, and what a checkpoint holds after them."""
-    found: dict[str, Any] = {}
+    """Steps of two micro-batches, and what a checkpoint holds after them."""
+    results: dict[str, Any] = {}
     for act in ACTS:
         for precision in PRECISIONS:
             choices = [f"act={act}", f"precision={precision}", f"micro_batch={BATCH // 2}"]
@@ -231,17 +233,17 @@ def steps(root: str) -> dict[str, Any]:
                 state = trainer.state("last.pt")
             devices = sorted({str(weight.device) for weight in state["network"].values()})
             saved = {**record.facts(), "devices": devices}
-            found[f"{act} {precision}"] = {**facts, "state": saved}
-    found["images on the device"] = step_facts(trainer, empty_batch(BATCH, DEVICE))
-    return found
+            results[f"{act} {precision}"] = {**facts, "state": saved}
+    results["images on the device"] = step_facts(trainer, empty_batch(BATCH, DEVICE))
+    return results
 
 
 def hybrid(root: str) -> dict[str, Any]:
-    """Every rectifier and precision on the first of eight ranks, one of each on all, model C."""
+    """Each rectifier and precision on the first of eight ranks; one case on all; model C."""
     cases = [("small14", act, precision, 0) for act in ACTS for precision in PRECISIONS]
     cases += [("small14", "prelu", "bf16", rank) for rank in range(1, RANKS)]
     cases += [("C", "prelu", "bf16", 0)]
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for model, act, precision, rank in cases:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=RANKS)
         choices = [f"model={model}", f"act={act}", f"precision={precision}", "parallel=hybrid"]
@@ -251,7 +253,7 @@ def hybrid(root: str) -> dict[str, Any]:
             state = trainer.state("last.pt")
         whole = trainer.parallel.whole_network(trainer.network)
         devices = {str(parameter.device) for parameter in whole.parameters()}
-        found[f"{model} {act} {precision} {rank}"] = {
+        results[f"{model} {act} {precision} {rank}"] = {
             **facts,
             "fc1": list(trainer.network.head.fc1.weight.shape),
             "whole_fc1": list(whole.head.fc1.weight.shape),
@@ -260,16 +262,16 @@ def hybrid(root: str) -> dict[str, Any]:
             "momentum": len(state["optimizer"]["state"]),
         }
         dist.destroy_process_group()
-    return found
+    return results
 
 
 def views(root: str) -> dict[str, Any]:
-    """Scores of 8 images by every way to test, and by validation."""
+    """Scores of 8 images in all views, and in validation."""
     trainer = build(root, "model=small14", "act=prelu")
     colour, image = torch.empty(1, 1, 3, device=DEVICE), torch.empty(CROP, CROP, 3, device=DEVICE)
     windows = [Views.CENTRE, Views.TEN, Views.GRID]
     ways = [(view, False) for view in Views] + [(view, True) for view in windows]
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, mean in (("fp32", colour), ("bf16", image)):
         precision = set_precision(name, DEVICE)
         for view, on_map in ways:
@@ -283,13 +285,13 @@ def views(root: str) -> dict[str, Any]:
                 full_image_scale=256,
             )
             images = torch.empty(8, 256, 341, 3, dtype=torch.uint8)
-            found[f"{name} {view}{' on_map' * on_map}"] = score_facts(
+            results[f"{name} {view}{' on_map' * on_map}"] = score_facts(
                 partial(scorer.scores, images)
             )
         validate = partial(class_probabilities, trainer.network, empty_batch(8).images)
         score = partial(validate, mean=colour, precision=precision)
-        found[f"{name} validation"] = score_facts(lambda score=score: score().cpu())
-    return found
+        results[f"{name} validation"] = score_facts(lambda score=score: score().cpu())
+    return results
 
 
 def score_facts(score: Callable[[], Tensor]) -> dict[str, Any]:
@@ -347,13 +349,13 @@ def spoil_gradients(how: str, trainer: Trainer) -> None:
 
 def mistakes(root: str) -> dict[str, Any]:
     """The step with each of the mistakes."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for how in MISTAKES:
         trainer = build(root, "model=small14", "act=prelu", "precision=bf16")
         spoil_gradients(how, trainer)
         with patch("engine.step.network_input", spoil_input(how)):
-            found[how] = step_facts(trainer, empty_batch(BATCH))
-    return found
+            results[how] = step_facts(trainer, empty_batch(BATCH))
+    return results
 
 
 def save(path: str) -> dict[str, Any]:
@@ -367,8 +369,8 @@ def save(path: str) -> dict[str, Any]:
             return network, build_optimizer(network, config)
 
     network, optimizer = fresh(seed=1)
-    parallel, held = Replicas(World(0, 1, DEVICE)), list(network.parameters())
-    for parameter in held:
+    parallel = Parallel(World(0, 1, DEVICE))
+    for parameter in network.parameters():
         momentum = torch.randn_like(parameter, device="cpu").to(DEVICE)
         optimizer.buffers[parameter].copy_(momentum)
     addresses: list[list[int]] = []
@@ -380,11 +382,11 @@ def save(path: str) -> dict[str, Any]:
         pinned.extend(weight.is_pinned() for weight in weights)
         save_checkpoint(Path(path), state)
 
-    waits: list[int] = []  # of the loop, then of the loop and the thread, for each save
+    waits: list[int] = []  # for each save, of the loop, then of the loop and the thread
     with BackgroundWriter() as writer:
         for _ in range(2):
             open_gate = threading.Event()
-            writer._thread.submit(open_gate.wait)  # the thread is kept from writing
+            writer._thread.submit(open_gate.wait)  # keeps the thread from writing
             before = count_waits()
             weights, state = whole_state(parallel, network, optimizer)
             writer.save({"network": weights, "optimizer": state}, write)
@@ -392,22 +394,15 @@ def save(path: str) -> dict[str, Any]:
             open_gate.set()
             writer.wait()
             waits.append(count_waits() - before)
-    loaded = load_checkpoint(Path(path))
     other, optimizer_of_other = fresh(seed=2)
-    load_whole_state(
-        parallel,
-        other,
-        optimizer_of_other,
-        weights=loaded["network"],
-        state=loaded["optimizer"],
-    )
+    load_whole_state(parallel, other, optimizer_of_other, load_checkpoint(Path(path)))
     pairs = list(zip(tensors(network, optimizer), tensors(other, optimizer_of_other), strict=True))
     return {
         "pinned": all(pinned),
         "same_memory": addresses[0] == addresses[1],
         "waits": waits,
-        "equal": all(torch.equal(one.cpu(), two.cpu()) for one, two in pairs),
-        "strides": all(one.stride() == two.stride() for one, two in pairs),
+        "equal": all(torch.equal(saved.cpu(), loaded.cpu()) for saved, loaded in pairs),
+        "strides": all(saved.stride() == loaded.stride() for saved, loaded in pairs),
         "devices": sorted({str(tensor.device) for pair in pairs for tensor in pair}),
         "tensors": len(pairs),
     }
@@ -420,11 +415,11 @@ def tensors(network: nn.Module, optimizer: SGD) -> list[Tensor]:
 
 
 def code(root: str) -> list[str]:
-    """What Inductor writes for model C in bf16: the images, the trunk forward and backward."""
-    import triton  # not everywhere where these tests are skipped
+    """Inductor's code for model C in bf16: the images, the trunk forward and backward."""
+    import triton  # may be missing where these tests are skipped
     from triton.backends.compiler import GPUTarget
 
-    # These would launch kernels, to compute constants and to compare speeds.
+    # These would launch kernels to compute constants and to compare speeds.
     launching = {"joint_graph_constant_folding": False, "shape_padding": False}
     caching = {"fx_graph_cache": False, "compile_threads": 1}
     at_once = {"enable_autograd_cache": False, "force_non_lazy_backward_lowering": True}
@@ -444,7 +439,7 @@ def code(root: str) -> list[str]:
 
 
 def facts(root: str) -> dict[str, Any]:
-    """All that is found out without values; one process, since importing torch takes longest."""
+    """All that is measured without values, in one process: importing torch takes longest."""
     parts = (steps, hybrid, views, mistakes)
     return {part.__name__: part(root) for part in parts}
 

@@ -1,4 +1,4 @@
-"""Programs whose output nobody reads any more, as after `| head`."""
+"""Programs whose output nobody reads any more, as with `| head`."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, checkpoint
 
-# Prints until it fails, or once, less than its buffer holds: then only the last flush fails.
+# Prints more than its buffer holds, or less: then only the last flush fails.
 PRINTING = """
 import sys
 from common.errors import UserError, one_sentence
@@ -23,7 +23,7 @@ with one_sentence():
 
 
 def without_reader(*arguments: str, both: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a program whose reader leaves after the first line; both: that of stderr, too."""
+    """Run a program whose reader leaves after the first line; both: also the reader of stderr."""
     read, write = os.pipe()
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -42,19 +42,19 @@ def without_reader(*arguments: str, both: bool = False) -> subprocess.CompletedP
 
 
 @pytest.mark.parametrize("times", ["1", "100000"])
-def test_a_reader_that_leaves_is_no_traceback(times: str) -> None:
+def test_a_reader_that_leaves_causes_no_traceback(times: str) -> None:
     done = without_reader("-c", PRINTING, times, "")
     assert (done.returncode, done.stderr) == (141, "")  # as a shell has it for SIGPIPE
 
 
-def test_a_refusal_is_said_even_then() -> None:
+def test_an_error_is_printed_even_then() -> None:
     done = without_reader("-c", PRINTING, "1", "there is no such file")
     assert (done.returncode, done.stderr) == (1, "error: there is no such file\n")
     assert without_reader("-c", PRINTING, "1", "there is no such file", both=True).returncode == 1
 
 
 @pytest.mark.parametrize("times", ["1", "100000"])
-def test_output_to_a_full_disk_is_no_traceback(times: str) -> None:
+def test_output_to_a_full_disk_causes_no_traceback(times: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-c", PRINTING.replace(", flush=True", ""), times, ""],
@@ -69,7 +69,7 @@ def test_output_to_a_full_disk_is_no_traceback(times: str) -> None:
     assert (done.returncode, done.stderr) == (1, sentence)
 
 
-def test_training_is_saved(command: list[str], runs: Path) -> None:
+def test_training_is_saved_when_its_reader_leaves(command: list[str], runs: Path) -> None:
     folder = runs / "unread"
     arguments = [*command, f"name={folder.name}"]
     done = without_reader(*arguments, "log_every=1", "checkpoint.every_steps=0")

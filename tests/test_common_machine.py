@@ -1,4 +1,4 @@
-"""The CPUs that a process may use, and the memory that it keeps."""
+"""The CPUs that a process uses, and the memory that it keeps."""
 
 import os
 

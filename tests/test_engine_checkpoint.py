@@ -1,4 +1,4 @@
-"""Writing checkpoints beside training."""
+"""Checkpoints that are written while training goes on."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.conftest import SHORT, composed, run_program
 from tests.test_train import same_tensors
 from train import build
 
-GIGABYTES = 75e6 * 2 * 4 / 1e9  # small14's weights, and as many velocities, 4 bytes each
+GIGABYTES = 75e6 * 2 * 4 / 1e9  # small14's weights and their momentum, 4 bytes each
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
 ) -> Trainer:
     """A run of 25 steps in this process.
 
-    `write` is called before each write, in its thread, with the checkpoint's name and step.
+    Before each write, `write` is called in its thread with the checkpoint's name and step.
     """
     data = ["data=folder", f"data.root={small}", f"name={folder.name}", f"runs={folder.parent}"]
     config = composed(*SHORT, *data, *more)
@@ -51,23 +51,23 @@ def train(
 
 
 def seen(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """All checkpoints that a run has written, in order, without what names the run."""
-    found = []
+    """All checkpoints that a run has written, in order, without the run's configuration."""
+    checkpoints = []
     for path in sorted(folder.glob("seen-*")):
         state = load_checkpoint(path)
         del state["config"]
-        found.append((path.name, state))
-    return found
+        checkpoints.append((path.name, state))
+    return checkpoints
 
 
 def test_a_checkpoint_is_of_its_step_though_training_has_gone_on(
     small: Path, tmp_path: Path
 ) -> None:
-    """Against the same run with a loop that waits for each write."""
+    """Compared with the same run with a loop that waits for each write."""
     ahead: list[int] = []
 
     def slowly(trainer: Trainer, name: str, step: int) -> None:
-        """Within an epoch, do not write before two more steps are done."""
+        """Within an epoch, delay the write until two more steps are done."""
         end = time.monotonic() + 20
         while step in (3, 6, 9, 18) and trainer.progress.step < step + 2:
             assert time.monotonic() < end, "training waits for the write"
@@ -93,7 +93,7 @@ def test_a_checkpoint_is_of_its_step_though_training_has_gone_on(
 
 
 def test_a_failed_write_ends_the_run_at_the_next_metrics_line(small: Path, tmp_path: Path) -> None:
-    """And with its own sentence, though at that time nothing was to be saved."""
+    """With the write's own sentence, though nothing is to be saved at that time."""
     steps: list[int] = []
 
     def full(trainer: Trainer, name: str, step: int) -> None:
@@ -110,7 +110,7 @@ def test_a_failed_write_ends_the_run_at_the_next_metrics_line(small: Path, tmp_p
 
 
 def test_each_save_waits_for_the_one_before() -> None:
-    """There is one copy in memory; what is written is what was given, in the order given."""
+    """There is one copy in memory; states are written as they were given, and in that order."""
     go, weights = threading.Event(), torch.zeros(3)
     written: list[list[float]] = []
 
@@ -147,7 +147,7 @@ def test_the_copy_keeps_layouts_and_its_memory() -> None:
 
 
 def leave(how: str, error: UserError | None = None) -> None:
-    """A writer whose write fails, left in one of the ways there are."""
+    """Leave a writer whose write fails in one of several ways."""
 
     def fail(state: dict[str, Any]) -> None:
         raise UserError("the disk is full")
@@ -172,32 +172,33 @@ def test_a_failed_write_is_told_however_a_run_ends(how: str) -> None:
 
 def test_the_benchmark_measures_both_ways(tmp_path: Path) -> None:
     few = ["--model=small14", "--steps=1", "--rounds=1", f"--folder={tmp_path}"]
-    found = json.loads(run_program("scripts/benchmark.py", "checkpoint", "--json", *few).stdout)
-    assert [row["path"] for row in found["rows"]] == ["sync", "async"]
-    for row in found["rows"]:
+    printed = run_program("scripts/benchmark.py", "checkpoint", "--json", *few).stdout
+    rows = json.loads(printed)["rows"]
+    assert [row["path"] for row in rows] == ["sync", "async"]
+    for row in rows:
         assert row["model"] == "small14"
         assert row["gigabytes"] == pytest.approx(GIGABYTES, rel=0.01)
         assert row["seconds_held"] > 0
         assert isinstance(row["seconds_lost"], float)
-    sync, beside = found["rows"]
+    sync, background = rows
     assert sync["seconds_held"] == pytest.approx(sync["seconds_to_disk"], rel=0.1)
-    assert beside["seconds_held"] < beside["seconds_to_disk"]
+    assert background["seconds_held"] < background["seconds_to_disk"]
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_copy_from_a_gpu_is_of_its_time() -> None:
-    """Weights change at once after each save; the work that makes them lasts longer than that."""
+    """The weights change right after each save, while the GPU is still computing them."""
     weights = torch.zeros(64, 1024, 1024, device="cuda")
     matrix = torch.randn(4096, 4096, device="cuda")
-    found: list[Tensor] = []
+    copies: list[Tensor] = []
     with BackgroundWriter() as writer:
         for number in range(4):
             for _ in range(20):
                 matrix = (matrix @ matrix).clamp(-1, 1)
             weights.fill_(number)
-            writer.save({"w": weights}, lambda state: found.append(state["w"].clone()))
+            writer.save({"w": weights}, lambda state: copies.append(state["w"].clone()))
             weights.fill_(-1)
-    assert [tensor.unique().tolist() for tensor in found] == [[0], [1], [2], [3]]
-    assert all(not tensor.is_cuda for tensor in found)
+    assert [tensor.unique().tolist() for tensor in copies] == [[0], [1], [2], [3]]
+    assert all(not tensor.is_cuda for tensor in copies)

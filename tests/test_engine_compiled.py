@@ -1,4 +1,4 @@
-"""compile=true: each part of the network is one graph, whatever wraps it, and stays it."""
+"""compile=true: each part of the network is and stays one graph, whatever wraps it."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from tests.conftest import composed
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    """A process group of this process alone."""
+    """A process group that has only this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     torch._dynamo.reset()
     counters.clear()
@@ -26,7 +26,7 @@ def group() -> Iterator[None]:
 
 
 def gradients(connected: nn.Module, network: Network) -> dict[str, Tensor]:
-    """Of two micro-batches, of which DDP sends the gradients of the last."""
+    """Gradients of two micro-batches; DDP sends them after the second."""
     generator = torch.Generator().manual_seed(0)
     for last in (False, True):
         for module in connected.modules():
@@ -34,9 +34,10 @@ def gradients(connected: nn.Module, network: Network) -> dict[str, Tensor]:
                 module.require_backward_grad_sync = last
         images = torch.randn(2, 3, 64, 64, generator=generator)
         connected(images, torch.arange(2)).square().sum().backward()
-    found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    named = network.named_parameters()
+    copies = {name: p.grad.clone() for name, p in named if p.grad is not None}
     network.zero_grad()
-    return found
+    return copies
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "hybrid"])
@@ -56,4 +57,4 @@ def test_a_part_is_one_graph(group: None, parallel: str) -> None:
     assert counters["stats"]["unique_graphs"] == 3
     assert not counters["graph_break"]
     network(torch.zeros(1, 3, 64, 64))
-    assert counters["stats"]["unique_graphs"] == 3  # tests are not compiled
+    assert counters["stats"]["unique_graphs"] == 3  # evaluation is not compiled

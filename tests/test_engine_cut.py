@@ -1,4 +1,4 @@
-"""A checkpoint whose process ends at any call of its save."""
+"""Saving a checkpoint, with the process ending at any of the calls."""
 
 import os
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from tests.test_train import same_tensors
 
 
 class CutError(BaseException):
-    """The end of the process: nothing of ours catches it."""
+    """The end of the process: none of our code catches it."""
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """End at the `at`-th of the calls that change what is on the disk, instead of doing it."""
+    """End the process instead of the `at`-th call that changes what is on the disk."""
     calls = 0
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,19 +41,19 @@ def state(step: int) -> dict[str, Any]:
 
 
 def step_of(path: Path) -> int:
-    found = load_checkpoint(path)
-    assert same_tensors(found["weights"], state(found["step"])["weights"])
-    return found["step"]
+    saved = load_checkpoint(path)
+    assert same_tensors(saved["weights"], state(saved["step"])["weights"])
+    return saved["step"]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_cut_at_any_call(tmp_path: Path, damaged: bool) -> None:
-    """Steps 1 to 4 are saved, epoch 2 ends with step 4; then step 5 ends epoch 3, and is cut.
+    """Steps 1 to 4 are saved, step 4 ends epoch 2; the save of step 5, which ends epoch 3, is cut.
 
-    Whatever the call: a whole last.pt of step 4 or 5 is found, the one before as well, the epoch
-    is there if its step is, and the same save again comes to the end of an undisturbed one.
+    Whatever the call, there is a whole last.pt of step 4 or 5 and a whole checkpoint before it. If
+    step 5 is there, so is epoch 3. The same save again leaves what an undisturbed one does.
     """
-    cuts = 0
+    num_cuts = 0
     for at in range(1, 100):
         folder = tmp_path / f"{at}"
         folder.mkdir()
@@ -71,16 +71,16 @@ def test_cut_at_any_call(tmp_path: Path, damaged: bool) -> None:
                 use_previous(load_latest(folder, print)[0])
                 save_checkpoint(folder / "last.pt", state(5), epoch=3, keep=1)
             except CutError:
-                cuts += 1
-        _, found = load_latest(folder, print)
-        assert found
-        assert found["step"] in (known, 5)
+                num_cuts += 1
+        _, latest = load_latest(folder, print)
+        assert latest
+        assert latest["step"] in (known, 5)
         assert step_of(folder / "previous.pt") in (3, known)
-        assert (folder / "epoch-003.pt").exists() or found["step"] != 5
+        assert (folder / "epoch-003.pt").exists() or latest["step"] != 5
         use_previous(load_latest(folder, print)[0])
         save_checkpoint(folder / "last.pt", state(5), epoch=3, keep=1)
         assert step_of(folder / "last.pt") == step_of(folder / "epoch-003.pt") == 5
         assert sorted(os.listdir(folder)) == ["epoch-003.pt", "last.pt", "previous.pt"]
-        if cuts < at:
+        if num_cuts < at:
             break
-    assert cuts >= 8
+    assert num_cuts >= 8

@@ -1,4 +1,4 @@
-"""Long gradients, losses that rise, and the way past a divergence."""
+"""Clipped gradients, losses that rise, and the way past a divergence."""
 
 import math
 from functools import partial
@@ -24,7 +24,7 @@ from tests.test_train import same_tensors
 
 @pytest.mark.parametrize("limit", [None, 0.1, 1e6])
 def test_a_gradient_is_clipped_to_the_norm_and_reported_whole(limit: float | None) -> None:
-    """The first update at rate 1 is the gradient itself, whatever the rounds of a step."""
+    """At rate 1 the first update is the gradient itself, for any number of micro-batches."""
     config = composed("model=small14", "model.fc=[64,64]", "weight_decay=0", "schedule.rates=[1]")
     world = World(0, 1, torch.device("cpu"))
     for micro_batch in (8, 2):
@@ -82,15 +82,15 @@ def test_steps_that_are_done_keep_their_spans() -> None:
 
 
 @pytest.mark.parametrize("spans", ["[[1]]", "[[5,4]]", "[[0,4]]", "[[5,9],[8,10]]"])
-def test_spans_that_are_none_are_refused(spans: str) -> None:
+def test_invalid_spans_are_refused(spans: str) -> None:
     with pytest.raises(UserError, match="must list spans"):
         validate(composed(f"skip_steps={spans}"), 1)
-    found = [skipping(step, [[2, 3], [5, 5]]) for step in range(1, 7)]
-    assert found == [None, [2, 3], [2, 3], None, [5, 5], None]
+    spans_of_steps = [skipping(step, [[2, 3], [5, 5]]) for step in range(1, 7)]
+    assert spans_of_steps == [None, [2, 3], [2, 3], None, [5, 5], None]
 
 
 def test_a_diverged_run_goes_on_past_the_steps_that_did_it(command: list[str], runs: Path) -> None:
-    """Its rate is made far too large for epoch 1, so that it diverges there, twice."""
+    """Its rate is far too large in epoch 1, so it diverges there."""
     rates = ["schedule.rule=fixed", "schedule.switch_epochs=[1]", "schedule.rates=[0.01,1e30]"]
     more = [*command, "name=diverged", *rates]
     failed = run_program(*more, check=False)
@@ -98,6 +98,11 @@ def test_a_diverged_run_goes_on_past_the_steps_that_did_it(command: list[str], r
     folder = runs / "diverged"
     last = folder / "checkpoints" / "last.pt"
     assert f"the last good checkpoint is {last}, of step 13" in failed.stderr
+    assert "nan" in failed.stderr or "inf" in failed.stderr
+    assert "step 14" in failed.stderr or "step 15" in failed.stderr
+    state = checkpoint(folder)
+    assert state["progress"]["step"] == 13
+    assert all(tensor.isfinite().all() for tensor in state["network"].values())
     key = failed.stderr.split('with "')[1].split('"')[0]
     assert key in ("skip_steps=[[14,14]]", "skip_steps=[[14,15]]")
     skipped = "skip_steps=[[14,25]]"
@@ -115,7 +120,7 @@ def test_a_diverged_run_goes_on_past_the_steps_that_did_it(command: list[str], r
 
 
 def test_steps_passed_over_take_no_other_batches(command: list[str], runs: Path) -> None:
-    """Killed or not, on either side of the span the run sees the batches it always sees."""
+    """Before and after the span a run sees the batches that it would see without it."""
     more = [*command, "log_every=1", "max_steps=9", "schedule.rates=[1e-3,1e-4]"]
     run_program(*more, "name=whole")
     run_program(*more, "name=some", "skip_steps=[[4,6]]")
@@ -128,5 +133,5 @@ def test_steps_passed_over_take_no_other_batches(command: list[str], runs: Path)
     whole = [line for line in metrics(runs / "whole") if line["kind"] == "train"]
     some = [line for line in metrics(runs / "some") if line["kind"] == "train"]
     assert [line["loss"] for line in some[:3]] == [line["loss"] for line in whole[:3]]
-    # The same images: what the two networks differ by is three small updates.
+    # The images are the same; the networks differ by three small updates.
     assert some[3]["loss"] == pytest.approx(whole[6]["loss"], rel=0.2)

@@ -1,4 +1,4 @@
-"""The update rule, the schedule and the refusals, each against its definition."""
+"""The update rule, the learning rate and the refusals, each against its definition."""
 
 import platform
 from pathlib import Path
@@ -11,10 +11,9 @@ from common.errors import UserError
 from configs.schema import ScheduleConfig
 from configs.validate import validate
 from engine.distributed import World
-from engine.optim import build_optimizer, set_learning_rate
+from engine.optim import build_optimizer, learning_rate, set_learning_rate
 from engine.parallel import load_whole_state, open_parallel, whole_state
 from engine.precision import Precision
-from engine.schedule import learning_rate
 from models.network import build_network
 from tests.conftest import composed
 
@@ -77,7 +76,7 @@ def test_bf16_is_emulated_where_there_is_no_avx_512() -> None:
 
 
 def test_loaded_momentum_has_the_strides_of_its_parameter() -> None:
-    """One of other strides would be added to the wrong weights."""
+    """With other strides, it would be added to the wrong weights."""
     config = composed("model=small14", "model.fc=[8,8]")
     replicas = open_parallel("ddp", World(0, 1, torch.device("cpu")))
     networks = [build_network(config.model, config.act, config.init, 10) for _ in range(2)]
@@ -88,9 +87,10 @@ def test_loaded_momentum_has_the_strides_of_its_parameter() -> None:
         parameter.grad = torch.randn_like(parameter)
     optimizers[0].step()
     weights, state = whole_state(replicas, networks[0], optimizers[0])
-    for held in state["state"].values():
-        held["momentum_buffer"] = held["momentum_buffer"].contiguous()
-    load_whole_state(replicas, networks[1], optimizers[1], weights=weights, state=state)
+    for buffers in state["state"].values():
+        buffers["momentum_buffer"] = buffers["momentum_buffer"].contiguous()
+    saved = {"network": weights, "optimizer": state}
+    load_whole_state(replicas, networks[1], optimizers[1], saved)
     for own, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         other.grad = own.grad
     for optimizer in optimizers:

@@ -1,13 +1,12 @@
-"""How long the rest of a run takes, and conv1's filters as a picture."""
+"""How long the rest of a run takes, and the picture of conv1's filters."""
 
-import math
 import time
 
 import pytest
 import torch
 
-from engine.progress import Left, Pace, Progress, left_to_do
-from engine.summary import duration
+from engine.log import duration
+from engine.progress import Left, Pace, Plan, Progress
 from models.learned import filter_grid
 from tests.conftest import composed
 
@@ -15,7 +14,7 @@ from tests.conftest import composed
 def test_time_left_is_that_of_steps_validations_and_checkpoints() -> None:
     pace, left = Pace(), Left(steps=100, validations=3, checkpoints=4, steps_in_validation=10)
     assert pace.seconds_left(left) is None
-    pace.steps.extend([2.0, 2.0, 90.0, 2.0, 2.0])  # the disk stalled once
+    pace.steps.extend([2.0, 2.0, 90.0, 2.0, 2.0])  # a disk that stalled once
     assert pace.seconds_left(left) == pytest.approx(2 * 100 + 3 * 10 * 2)
     pace.validation = 7.0
     pace.saved(5.0)
@@ -39,11 +38,10 @@ def test_pace_counts_neither_the_first_step_nor_checkpoints() -> None:
 
 
 def left(step: int, epochs_done: int, *overrides: str) -> Left:
-    """Of a run over 100 images, of which 10 more are to validate on."""
+    """For a run that trains on 100 images and validates on 10."""
     config = composed("batch_size=16", "epochs=3", "checkpoint.every_steps=5", *overrides)
     progress = Progress(step=step, val_errors=[50.0] * epochs_done)
-    total = min(math.ceil(300 / 16), config.max_steps or 300)
-    return left_to_do(config, progress, total, train_images=100, val_images=10)
+    return Plan(config, train_images=100, val_images=10).left(progress)
 
 
 def test_what_is_left() -> None:

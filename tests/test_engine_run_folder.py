@@ -1,4 +1,4 @@
-"""The folder of a run: guarded, refused before the work, renamed; epochs that change nothing."""
+"""The folder of a run: locked, refused before the work, renamed; epochs without an update."""
 
 import shutil
 import subprocess
@@ -13,8 +13,8 @@ from configs.schema import ScheduleConfig
 from configs.store import to_dict
 from engine.checkpoint import fingerprint
 from engine.distributed import World
+from engine.optim import learning_rate
 from engine.run_folder import check_run, open_run
-from engine.schedule import learning_rate
 from tests.closed import refusal, skip_unbound
 from tests.conftest import SHORT, composed, run_program
 from train import build
@@ -68,7 +68,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_data_are_looked_
     assert f"cannot write to {tmp_path}/runs/a (Permission denied)" in said
 
 
-def test_where_no_folder_can_be(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     check_run(tmp_path / "new" / "run", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
@@ -102,19 +102,19 @@ def test_a_renamed_run_goes_on_and_fewer_steps_leave_nothing_to_do(
     assert before == fingerprint(tmp_path / "renamed" / "checkpoints" / "last.pt")
 
 
-def test_epochs_without_an_update_are_no_plateau(small: Path) -> None:
+def test_epochs_without_an_update_do_not_count_towards_a_plateau(small: Path) -> None:
     """200 images: the batch of 512 that ends step n has images of epochs 0 .. floor(2.56 n)."""
     data = ["data=folder", f"data.root={small}", "batch_size=512"]
     for skipped, expected in (("[]", [0, 2, 5]), ("[[2,2]]", [0, 5]), ("[[1,3]]", [])):
         trainer = build(composed(*SHORT, *data, f"skip_steps={skipped}"), ALONE)
-        assert [epoch for epoch in range(6) if trainer.has_updates(epoch)] == expected
+        assert [epoch for epoch in range(6) if trainer.plan.has_updates(epoch)] == expected
     schedule = ScheduleConfig(patience=2)
     flat = [50.0] * 9
     rates = [learning_rate(schedule, flat[:n], lambda epoch: epoch % 3 == 0) for n in range(9)]
     assert rates == [1e-2] * 7 + [1e-3] * 2
 
 
-def test_ctrl_c_before_the_work_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_before_the_work_causes_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left, one_sentence():
         raise KeyboardInterrupt
     assert left.value.code == 130
@@ -122,7 +122,7 @@ def test_ctrl_c_before_the_work_is_no_traceback(capsys: pytest.CaptureFixture[st
 
 
 def test_the_programs_read_paths_as_typed(tmp_path: Path) -> None:
-    """With a ~ that the shell leaves alone, and what Hydra cannot read."""
+    """With a ~ that the shell does not expand, and characters that Hydra cannot read."""
     for program, options in (
         ("eval.py", ["checkpoint=~/my (own), 1#/a=b.pt"]),
         ("train.py", ["data=folder", "data.root=~/my (own), 1#/a=b.pt", f"runs={tmp_path}"]),

@@ -1,4 +1,4 @@
-"""parallel=hybrid: real processes, compared with the whole batch in one."""
+"""parallel=hybrid: real processes, compared with one process that has the whole batch."""
 
 import json
 from pathlib import Path
@@ -17,29 +17,29 @@ from models.describe import costs, describe
     [(2, ["act=prelu"]), (4, ["act=prelu_shared", "micro_batch=2"])],
 )
 def test_a_step_has_the_gradients_of_the_whole_batch(processes: int, overrides: list[str]) -> None:
-    """Gradients, their norms, what a checkpoint holds, and what describe.py says it costs."""
+    """Also their norms, what a checkpoint holds, and the costs that describe.py states."""
     arguments = [*TINY, "model.fc=[64,32]", *overrides]
     config = compose_config(arguments, TrainConfig)
-    found = describe(config.model, config.act, config.init, 10, config.data.crop)
-    expected = {c.parallel: c for c in costs(found, processes, config.batch_size, "fp32")}
+    network = describe(config.model, config.act, config.init, 10, config.data.crop)
+    expected = {c.parallel: c for c in costs(network, processes, config.batch_size, "fp32")}
     done = torchrun(processes, "tests/hybrid_processes.py", *arguments)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[{")]
     assert len(lines) == 2
-    parameters = found.parameters + found.slopes
-    for each in lines:
-        for process in each:
+    parameters = network.parameters + network.slopes
+    for layout in lines:
+        for process in layout:
             assert process["worst_gradient"] < 1e-4, process
             assert process["worst_norm"] < 1e-4, process
             assert process["norm_error"] < 1e-4, process
             assert process["momentum"] == (parameters if process["rank"] == 0 else 0)
             assert process["same_network"]
-            assert process["fc3_bias"] == each[0]["fc3_bias"]  # replicas, equal bit for bit
+            assert process["fc3_bias"] == layout[0]["fc3_bias"]  # replicas, equal to the bit
             cost = expected[process["parallel"]]
-            # The slope shared by fc1, and by fc2, has an all-reduce of its own in each round.
+            # The shared slopes of fc1 and fc2 each have an all-reduce in each micro-batch.
             assert process["sent"] == pytest.approx(cost.bytes_sent, abs=64)
             assert process["kept"] == cost.bytes_kept
     assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-6)
-    kept = [each[0]["kept"] for each in lines]
+    kept = [layout[0]["kept"] for layout in lines]
     assert kept[1] < kept[0]
 
 
@@ -81,25 +81,25 @@ def test_checkpoints_go_from_any_layout_to_any_other(few: list[str], runs: Path)
     assert_same_weights(runs / "hybrid-wanders", runs / "hybrid-stays", 1e-3)
 
 
-def assert_same_weights(found: Path, expected: Path, bound: float) -> None:
-    """Weights and momentum, layer by layer, against the norm of the layer."""
-    one, two = checkpoint(found), checkpoint(expected)
-    assert one["network"].keys() == two["network"].keys()
-    for name, weight in two["network"].items():
-        difference = torch.linalg.vector_norm(one["network"][name] - weight)
+def assert_same_weights(folder: Path, expected: Path, bound: float) -> None:
+    """The weights of each layer, relative to their norm; of the momentum, only the shapes."""
+    ours, theirs = checkpoint(folder), checkpoint(expected)
+    assert ours["network"].keys() == theirs["network"].keys()
+    for name, weight in theirs["network"].items():
+        difference = torch.linalg.vector_norm(ours["network"][name] - weight)
         assert difference <= bound * torch.linalg.vector_norm(weight) + 5e-7, name
-    assert one["optimizer"]["state"].keys() == two["optimizer"]["state"].keys()
-    for place, held in two["optimizer"]["state"].items():
-        assert one["optimizer"]["state"][place]["momentum_buffer"].shape == (
-            held["momentum_buffer"].shape
-        )
+    shapes, expected_shapes = (
+        {i: buffer["momentum_buffer"].shape for i, buffer in saved["optimizer"]["state"].items()}
+        for saved in (ours, theirs)
+    )
+    assert shapes == expected_shapes
 
 
 def test_one_process_is_the_plain_path(few: list[str], runs: Path) -> None:
     run_program(*few, "name=hybrid-alone", "parallel=hybrid", "max_steps=3")
     run_program(*few, "name=plain-alone", "max_steps=3")
-    one, two = checkpoint(runs / "hybrid-alone"), checkpoint(runs / "plain-alone")
-    assert all(torch.equal(one["network"][n], t) for n, t in two["network"].items())
+    hybrid, plain = (checkpoint(runs / name)["network"] for name in ("hybrid-alone", "plain-alone"))
+    assert all(torch.equal(hybrid[name], weight) for name, weight in plain.items())
 
 
 def test_widths_that_do_not_divide_are_refused(few: list[str]) -> None:

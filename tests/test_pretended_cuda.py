@@ -1,7 +1,7 @@
-"""The product on a GPU that is not there (pretended_cuda.c): devices, copies, waits, gradients.
+"""Our code on a GPU that is not there (pretended_cuda.c): devices, copies, waits, gradients.
 
-On a GPU, a step that copies to the host or reads a number waits for all that was launched before,
-and its kernels no longer overlap with the host's work for the next ones.
+On a GPU, a step that copies to the host or reads a number waits for all queued work, and the
+kernels no longer overlap with the host's work on the next ones.
 """
 
 import json
@@ -35,9 +35,11 @@ def headers() -> list[Path]:
     """Folders of the CUDA headers in torch's wheels: of the runtime, and of the compiler."""
     site = Path(torch.__file__).parents[1]
     wanted = [("nvidia", "cuda_runtime_api.h"), ("triton", "crt/host_defines.h")]
-    found = [next(iter(sorted((site / where).rglob(name))), None) for where, name in wanted]
-    folders = zip(found, wanted, strict=True)
-    return [path.parents[name.count("/")] for path, (_, name) in folders if path]
+    folders = []
+    for package, name in wanted:
+        for path in sorted((site / package).rglob(name))[:1]:
+            folders.append(path.parents[name.count("/")])
+    return folders
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +52,10 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"torch is built for CUDA {torch.version.cuda}, not 13")
     folders = headers()
     if len(folders) < 2:
-        pytest.skip("the wheels of torch have come without the headers of CUDA")
+        pytest.skip("torch's wheels have come without the CUDA headers")
     library = tmp_path_factory.mktemp("cuda") / "pretended_cuda.so"
     source = Path(__file__).with_name("pretended_cuda.c")
-    # By this name torch asks for the driver, and gets the library that is loaded already.
+    # torch loads the driver by this name, and so gets the preloaded library.
     named = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library)]
     included = [f"-I{folder}" for folder in folders]
     subprocess.run([compiler, *named, *included, str(source)], check=True)
@@ -62,7 +64,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretended(runtime: Path, *arguments: str) -> Any:
     """What pretended_cuda.py prints."""
-    # The tests hide all GPUs, and torch 2.11 would not even ask for them.
+    # Otherwise conftest.py hides all GPUs, and torch 2.11 would not even look for them.
     environment = {"LD_PRELOAD": str(runtime), "CUDA_VISIBLE_DEVICES": "0"}
     done = run_program("tests/pretended_cuda.py", *arguments, **environment)
     return json.loads(done.stdout)
@@ -74,7 +76,7 @@ def facts(runtime: Path, small: Path) -> Any:
 
 
 def wrong(facts: dict[str, Any], precision: str, batch: int) -> set[str]:
-    """What a step should not do and did; `batch`: this process's images."""
+    """What a step did that it should not; `batch`: this process's number of images."""
     # fp16's scaler asks whether a gradient overflowed before it updates the weights.
     reads = ["_local_scalar_dense"] if precision == "fp16" else []
     copies = [
@@ -91,14 +93,16 @@ def wrong(facts: dict[str, Any], precision: str, batch: int) -> set[str]:
         "copies that block": facts["blocking"] != [],
         "gradients of another dtype, device or strides": facts["wrong_gradients"] != [],
     }
-    return {what for what, found in checks.items() if found}
+    return {mistake for mistake, was_made in checks.items() if was_made}
 
 
 @pytest.mark.parametrize("case", STEPS)
 def test_a_step_stays_on_the_device(facts: Any, case: str) -> None:
     step = facts["steps"][case]
     assert wrong(step, precision=case.split()[1], batch=BATCH) == set()
-    assert step["convolutions"] == [2 * CONVS_OF["small14"]] * 2  # of both rounds and passes
+    assert (
+        step["convolutions"] == [2 * CONVS_OF["small14"]] * 2
+    )  # two micro-batches, forward and backward
 
 
 def test_images_on_the_device_are_not_copied(facts: Any) -> None:
@@ -108,7 +112,7 @@ def test_images_on_the_device_are_not_copied(facts: Any) -> None:
 
 @pytest.mark.parametrize("case", STEPS)
 def test_the_state_of_a_checkpoint_stays_on_the_device(facts: Any, case: str) -> None:
-    """Until the writer copies it. Of fp16's scaler, two numbers are read."""
+    """Until the writer copies it. Two numbers of fp16's scaler are read."""
     state = facts["steps"][case]["state"]
     assert state["devices"] == ["cuda:0"]
     assert state["to_host"] == [[1, 1, 3]]  # the mean
@@ -143,20 +147,20 @@ def test_scores_come_back_once(facts: Any, precision: str, view: str) -> None:
 
 
 @pytest.mark.parametrize(("mistake", "name"), MISTAKES.items())
-def test_a_mistake_in_the_step_is_seen(facts: Any, mistake: str, name: str) -> None:
+def test_a_mistake_in_the_step_is_detected(facts: Any, mistake: str, name: str) -> None:
     assert name in wrong(facts["mistakes"][mistake], precision="bf16", batch=BATCH)
 
 
 def test_the_writer_copies_from_the_device_to_pinned_memory(runtime: Path, tmp_path: Path) -> None:
-    """Weights and momentum come back from the file as they were; only the thread waits."""
-    found = pretended(runtime, "save", str(tmp_path / "last.pt"))
-    assert found["pinned"]
-    assert found["same_memory"]
-    assert found["waits"] == [0, 1, 0, 1]
-    assert found["tensors"] > 0
-    assert found["equal"]
-    assert found["strides"]
-    assert found["devices"] == ["cuda:0"]
+    """Weights and momentum come back from the file unchanged; only the thread waits."""
+    saved = pretended(runtime, "save", str(tmp_path / "last.pt"))
+    assert saved["pinned"]
+    assert saved["same_memory"]
+    assert saved["waits"] == [0, 1, 0, 1]
+    assert saved["tensors"] > 0
+    assert saved["equal"]
+    assert saved["strides"]
+    assert saved["devices"] == ["cuda:0"]
 
 
 @dataclass
@@ -166,7 +170,7 @@ class Kernel:
     name: str
     reads_image: bool
     maps: list[str]  # of any layer, [B, C, h, w] in bf16
-    passes: int  # over maps: those updated in place count twice
+    passes: int  # over maps; one that is updated in place counts twice
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -174,22 +178,22 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def shapes(code: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of what Inductor's code allocates or is given."""
+    """Shape and dtype of the tensors that Inductor's code allocates or is given."""
     made = r"(\w+) = (?:empty_strided_cuda|rand_strided)\(\(([\d, ]*)\), .*?torch\.(\w+)\)"
-    found = {name: (numbers(shape), dtype) for name, shape, dtype in re.findall(made, code)}
+    known = {name: (numbers(shape), dtype) for name, shape, dtype in re.findall(made, code)}
     checked = r"assert_(?:size_stride|tensor_metadata)\((\w+), \(([\d, ]*)\)"
     for name, shape in re.findall(checked, code):
-        found.setdefault(name, (numbers(shape), "bfloat16"))
+        known.setdefault(name, (numbers(shape), "bfloat16"))
     for new, old in re.findall(r"^\s+(\w+) = (\w+); del \w+  # reuse", code, re.MULTILINE):
-        found[new] = found[old]
+        known[new] = known[old]
     again = r"^\s+(\w+) = reinterpret_tensor\((\w+), \(([\d, ]*)\).*# reuse"
     for new, old, shape in re.findall(again, code, re.MULTILINE):
-        found[new] = numbers(shape), found[old][1]
-    return found
+        known[new] = numbers(shape), known[old][1]
+    return known
 
 
 def kernels(code: str) -> list[Kernel]:
-    """The kernels that Inductor has written, in the order of their calls."""
+    """Inductor's kernels, in the order of their calls."""
     known = shapes(code)
     parameters = dict(re.findall(r"^def (triton_\w+)\((.*?)\)", code, re.MULTILINE))
     calls = []
@@ -219,7 +223,7 @@ def code(runtime: Path, small: Path) -> list[str]:
 
 
 def check_forward(code: str) -> None:
-    """A layer's bias and rectifier are one kernel; nothing but pools reads what it wrote."""
+    """A layer's bias and rectifier are one kernel; only pools read its output."""
     assert code.count("extern_kernels.convolution(") == code.count(", bias=None)") == LAYERS
     passing = [kernel for kernel in kernels(code) if kernel.maps]
     layers = [kernel for kernel in passing if "convolution" in kernel.name]
@@ -233,9 +237,9 @@ def check_forward(code: str) -> None:
 
 
 def check_backward(code: str) -> None:
-    """A layer's gradients, of slopes, input and bias, are three kernels and six passes.
+    """A layer's gradients, of slopes, input and bias, take three kernels and six passes.
 
-    Where a pool ends the layer, its own gradient may take one more pass, and a kernel.
+    If a pool follows the layer, its gradient may take one more kernel and one more pass.
     """
     assert len(re.findall(r"aten\.convolution_backward\.default\(", code)) == LAYERS
     layers: list[list[Kernel]] = [[]]
@@ -265,7 +269,7 @@ def test_compiled_layers_make_no_needless_pass(code: list[str]) -> None:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_needless_pass_is_seen(code: list[str], direction: str) -> None:
+def test_a_needless_pass_is_detected(code: list[str], direction: str) -> None:
     text, check = {
         "forward": (code[1], check_forward),
         "backward": (code[2], check_backward),

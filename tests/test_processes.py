@@ -1,4 +1,4 @@
-"""Any number of processes, and any accumulation, computes the same."""
+"""Any number of processes, and any gradient accumulation, computes the same."""
 
 import json
 import os
@@ -28,14 +28,14 @@ def one(fifty: list[str], runs: Path) -> Path:
 
 
 def assert_same_course(folder: Path, one: Path) -> None:
-    """Losses of all steps within 1e-4, and every validation of all 50 images with equal errors."""
+    """The losses of all steps to 1e-4; in every validation 50 images and equal errors."""
     lines, expected = metrics(folder), metrics(one)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 51))
     for line, other in zip(lines, expected, strict=True):
         place = ("kind", "step", "epoch")
         assert [line.get(key) for key in place] == [other.get(key) for key in place]
         if line["kind"] == "gradients":
-            # Coarser: rounding may move the maximum of a pool, and with it a piece of gradient.
+            # Coarser: rounding may move the maximum of a pool, and with it part of a gradient.
             assert line["norms"] == pytest.approx(other["norms"], rel=5e-2), line["step"]
         elif line["kind"] == "train":
             assert line["loss"] == pytest.approx(other["loss"], rel=1e-4), line["step"]
@@ -63,7 +63,7 @@ def test_accumulation_in_four_processes(fifty: list[str], runs: Path, one: Path)
 
 
 def test_two_nodes(fifty: list[str], runs: Path, two: Path) -> None:
-    """Two launchers that meet by c10d, a process each: as two processes of one node, exactly."""
+    """Two launchers with a process each, joined by c10d: exactly as two processes of one node."""
     endpoint = f"127.0.0.1:{free_port()}"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     nodes = [
@@ -125,7 +125,7 @@ def test_images_augmentation_and_masks_are_those_of_one_process(
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, small: Path) -> Path:
-    """2,050 validation images, 50 of them different: each of three processes gets a part."""
+    """2,050 validation images, of which 50 are different: a part for each of three processes."""
     root = tmp_path_factory.mktemp("many")
     for folder in (small / "val").iterdir():
         (root / "val" / folder.name).mkdir(parents=True)
@@ -136,7 +136,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, small: Path) -> Path:
 
 
 def test_eval_by_three_processes(one: Path, many: Path, tmp_path: Path) -> None:
-    """Against one process on the 50 different images, of which image n of a class is n % 5."""
+    """Compared with one process on the 50 different images; image n of a class is its n % 5."""
     best = f"checkpoint={one / 'checkpoints' / 'best.pt'}"
 
     def arguments(name: str) -> list[str]:

@@ -1,8 +1,5 @@
-"""A process that fails says so and ends at once, while the others wait for it for ever."""
+"""A process that fails says why and ends at once, though the others wait for it for ever."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +7,9 @@ import torch
 
 from common.errors import UserError
 from engine import distributed
-from tests.conftest import ROOT, free_port
+from tests.test_processes_leaving import pair
 
-# Destroying an NCCL group waits for all of its processes; gloo's does not.
+# Destroying an NCCL group waits for all its processes; destroying a gloo group does not.
 PROGRAM = """
 import time
 import torch.distributed as dist
@@ -39,23 +36,14 @@ def test_a_failing_process_does_not_wait_for_the_others(
     error: str, status: int, told: str, tmp_path: Path
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.format(error=error))
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment = {**os.environ, **world, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(tmp_path / "program.py")]
-    waiting = subprocess.Popen(command, env={**environment, "RANK": "0"})
-    try:
-        done = subprocess.run(
-            command, env={**environment, "RANK": "1"}, capture_output=True, text=True, timeout=60
-        )
-    finally:
-        waiting.kill()
-        waiting.wait()
-    assert done.returncode == status
-    assert done.stderr.endswith(told)
-    assert ("Traceback" in done.stderr) == (told.startswith("ValueError"))
+    with pair(str(tmp_path / "program.py")) as (_, failing):
+        stderr = failing.communicate(timeout=60)[1]
+    assert failing.returncode == status
+    assert stderr.endswith(told)
+    assert ("Traceback" in stderr) == (told.startswith("ValueError"))
 
 
-def test_a_gpu_that_torch_cannot_use_is_not_passed_over(
+def test_a_gpu_that_torch_cannot_use_is_not_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -16,7 +16,7 @@ from tests.test_train import same_tensors
 
 @contextmanager
 def pair(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes, as srun starts them: nobody ends one because of the other."""
+    """Two processes, as srun starts them: neither is ended when the other is."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = [
@@ -38,7 +38,7 @@ def pair(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def test_one_process_is_told_to_stop_and_both_do(fifty: list[str], runs: Path, two: Path) -> None:
-    """At the same step, saved, both with status 75; the same command goes on from there."""
+    """At the same saved step, both with status 75; the same command continues from there."""
     folder = runs / "told-one"
     arguments = [*fifty, f"name={folder.name}", "checkpoint.every_steps=0"]
     with pair(*arguments) as processes:
@@ -70,7 +70,7 @@ train.main()
 
 
 def test_no_process_ends_before_the_last_write(fifty: list[str], runs: Path) -> None:
-    """A launcher may end the others some time after the first that has left."""
+    """Once the first process has left, a launcher may end the others."""
     arguments = [*fifty[1:], "name=slow-pair", "max_steps=2", "val_subset=4"]
     with pair("-c", SLOW_DISK, *arguments) as processes:
         assert processes[1].wait(timeout=300) == 0
@@ -80,7 +80,7 @@ def test_no_process_ends_before_the_last_write(fifty: list[str], runs: Path) -> 
 
 
 def test_an_evaluation_told_to_stop_keeps_what_it_has(two: Path, tmp_path: Path) -> None:
-    """One process scores the one part that there is, the other waits for it; both are told."""
+    """There is one shard: one process scores it, the other waits; both get the signal."""
     best, out = two / "checkpoints" / "best.pt", tmp_path / "result.json"
     arguments = ["eval.py", f"checkpoint={best}", "views=dense", "batch_size=1"]
     scales = "scales=[72,224]"
@@ -102,7 +102,7 @@ def test_an_evaluation_told_to_stop_keeps_what_it_has(two: Path, tmp_path: Path)
     assert kept["combined"] == fresh["combined"]
 
 
-# eval.py in which process 1 reads slowly what all have computed.
+# eval.py, in which process 1 is slow to read what all have computed.
 SLOW_READER = """
 import os, time
 import eval

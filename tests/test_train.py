@@ -1,4 +1,4 @@
-"""The real train.py and eval.py on the embedded set: what a run leaves, and how it comes back."""
+"""The real train.py and eval.py on the embedded set: what a run leaves, and how it resumes."""
 
 import os
 import re
@@ -98,7 +98,7 @@ def test_slopes_of_each_validation_are_those_of_the_network(undisturbed: Path) -
 def test_killed_and_the_same_command_again(
     command: list[str], runs: Path, undisturbed: Path
 ) -> None:
-    """Once, from a shell's view; tests/test_crash.py kills at many moments."""
+    """Once, as from a shell; tests/test_crash.py kills at many moments."""
     folder = runs / "killed"
     arguments = [sys.executable, *command, f"name={folder.name}"]
     process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True)
@@ -136,7 +136,7 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(
     )
     while process.poll() is None and not metrics(folder):
         time.sleep(0.001)
-    os.killpg(process.pid, number)  # the loader's processes hear it too
+    os.killpg(process.pid, number)  # the loader's processes get it too
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75
     assert b"stopped by a signal, saved at step" in stderr
@@ -177,9 +177,9 @@ def test_a_finished_run_stays_as_it_is(command: list[str], undisturbed: Path) ->
     errors = [line["top1_error"] for line in before if line["kind"] == "val"]
     assert f"25 steps are done: top-1 error {errors[-1]:.2f} %" in out
     assert f"top-1 error {min(errors):.2f} % at step" in out
-    asked = shlex.split(out.partition("to test it")[2])
-    assert asked[:2] == ["python", "eval.py"]
-    test = composed(*asked[2:], program="eval")
+    command_words = shlex.split(out.partition("to test it")[2])
+    assert command_words[:2] == ["python", "eval.py"]
+    test = composed(*command_words[2:], program="eval")
     assert test.views == "dense"
     assert Path(test.checkpoint) == undisturbed / "checkpoints" / "last.pt"
 

@@ -1,4 +1,4 @@
-"""Processes that hang or die: the job ends in time, says which, and the same command resumes."""
+"""Processes that hang or die: the job ends in time and names them; the same command resumes."""
 
 import os
 import re
@@ -27,7 +27,7 @@ TIMEOUT = 20
 
 
 def seen(*rows: tuple[int, int, int, int]) -> list[Seen]:
-    """Processes by (silent for s, not moved for s, met, moved); now is 100."""
+    """Processes as (seconds of silence, seconds without a move, met, moved); now is 100."""
     return [
         Seen(100 - silent, 100 - still, Sign(f"host h{rank}, pid 1", 5, met, moved, f"step {met}"))
         for rank, (silent, still, met, moved) in enumerate(rows)
@@ -39,10 +39,10 @@ def seen(*rows: tuple[int, int, int, int]) -> list[Seen]:
     [
         ([(1, 1, 7, 0), (1, 1, 7, 0)], None),  # all is well
         ([(1, 19, 7, 0), (1, 19, 6, 0)], None),  # not yet
-        ([(1, 900, 7, 0), (1, 1, 6, 80)], None),  # one waits for the other, which is at work
-        ([(1, 21, 7, 0), (1, 25, 6, 0)], "1 of 2"),  # one waits for the other, which is not
+        ([(1, 900, 7, 0), (1, 1, 6, 80)], None),  # one waits for the other, which works
+        ([(1, 21, 7, 0), (1, 25, 6, 0)], "1 of 2"),  # one waits for the other, which hangs
         ([(1, 25, 6, 3), (1, 25, 6, 4), (1, 25, 6, 3)], "0, 2 of 3"),
-        ([(1, 1, 6, 9), (1, 25, 6, 4)], "1 of 2"),  # one is still at its own part
+        ([(1, 1, 6, 9), (1, 25, 6, 4)], "1 of 2"),  # one still works on its own part
         ([(1, 25, 6, 0), (1, 25, 6, 0)], "0, 1 of 2"),  # each waits for the others
         ([(1, 21, 7, 0), (21, 21, 7, 0)], "1 of 2"),  # one is stopped
         ([(1, 21, 6, 0), (19, 19, 7, 0)], "1 of 2"),
@@ -57,7 +57,7 @@ def test_who_holds_up_the_job(rows: list[tuple[int, int, int, int]], named: str 
         assert sentence.split(" ", 1)[1].startswith(f"{named} (host h")
 
 
-def test_who_has_come_to_its_end_is_not_missed() -> None:
+def test_a_process_that_has_ended_is_not_missed() -> None:
     ended = seen((1, 1, 7, 3), (900, 900, 7, 0))
     ended[1].sign = Sign(met=7, left=True)
     assert not hanging(ended, now=100, timeout=20)
@@ -66,7 +66,7 @@ def test_who_has_come_to_its_end_is_not_missed() -> None:
     assert "process 1 of 2" in hanging(early, now=100, timeout=20)
 
 
-# Two processes under a watchdog, without a network: rank and port, then what rank 1 does.
+# One of two processes under a watchdog, without training: rank, port, and what happens to a rank.
 PAIR = """
 import datetime, os, signal, sys, time
 import torch.distributed as dist
@@ -111,7 +111,7 @@ def pair(act: str) -> list[subprocess.Popen[str]]:
     ],
 )
 def test_a_process_that_no_longer_answers_is_named(act: str, sentence: str) -> None:
-    """Also where no launcher ends the others, and where it is the one that keeps the store."""
+    """Even if no launcher ends the others, and if it is the process that has the store."""
     processes = pair(act)
     hung = int(act[-1])
     try:
@@ -124,7 +124,7 @@ def test_a_process_that_no_longer_answers_is_named(act: str, sentence: str) -> N
     assert "ended" not in out
     line = next(line for line in error.splitlines() if line.startswith("error: "))
     assert sentence in line
-    assert re.search(r"has not answered for [2-9] s", line)  # 2, but on a busy machine
+    assert re.search(r"has not answered for [2-9] s", line)  # 2, or more on a busy machine
 
 
 def test_a_timeout_that_ends_sound_jobs_is_refused() -> None:
@@ -155,12 +155,12 @@ class Job:
     def workers(self) -> dict[int, int]:
         """Rank -> process id."""
         children = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
-        found = {}
+        pids = {}
         for pid in children.read_text().split():
             for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 if entry.startswith(b"RANK="):
-                    found[int(entry[5:])] = int(pid)
-        return found
+                    pids[int(entry[5:])] = int(pid)
+        return pids
 
     def wait_for(self, path: Path) -> None:
         while self.launcher.poll() is None and not path.exists():
@@ -196,11 +196,11 @@ def test_a_stopped_process_ends_the_job(fifty: list[str], runs: Path, tmp_path: 
         stopped = time.monotonic()
         while not job.sentences() and time.monotonic() < stopped + 2 * TIMEOUT:
             time.sleep(0.1)
-        said = time.monotonic() - stopped
+        seconds = time.monotonic() - stopped
         assert job.launcher.wait(timeout=90) != 0  # torchrun waits 30 s before it sends SIGKILL
     (sentence,) = job.sentences()
     assert f"process 1 of 2 (host {os.uname().nodename}, pid {workers[1]}, last at s" in sentence
-    assert said < 1.5 * TIMEOUT
+    assert seconds < 1.5 * TIMEOUT
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
 
 
@@ -208,7 +208,7 @@ def test_a_stopped_process_ends_the_job(fifty: list[str], runs: Path, tmp_path: 
 def test_a_stuck_process_ends_the_job_and_the_same_command_resumes(
     fifty: list[str], two: Path, small: Path, runs: Path, tmp_path: Path
 ) -> None:
-    """Its storage does not answer: an image that it alone is to read has become a pipe."""
+    """Its storage does not answer: an image that only it reads is replaced by a pipe."""
     root = tmp_path / "data"
     shutil.copytree(small, root)
     index = scan_folder(root, "train")

@@ -1,7 +1,7 @@
 """Images per second of the training step: ours, and the same network in a plain loop.
 
-Data is random and lies on the device: `benchmark.py data` measures loading. mfu is the rate of
-multiply-adds relative to that of one large matrix product of the same precision on this device.
+The data is random and already on the device: `benchmark.py data` measures loading. mfu is the rate
+of multiply-adds relative to that of a large matrix product in the same precision on this device.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from data.loading import Batch
 from data.normalise import load_mean
 from engine.distributed import World
 from engine.optim import build_optimizer
-from engine.parallel import Replicas
+from engine.parallel import Parallel
 from engine.precision import Precision, set_precision
 from engine.step import TrainingStep
 from models.describe import describe
@@ -131,7 +131,7 @@ def training_step(config: TrainConfig, precision: Precision, batch_size: int) ->
         load_mean("channel").to(precision.device),
         precision,
         batch_size,
-        gradient_norm=partial(Replicas(World(0, 1, precision.device)).gradient_norm, network),
+        gradient_norm=partial(Parallel(World(0, 1, precision.device)).gradient_norm, network),
         clip_norm=config.clip_norm,
         compiled=config.compile,
     )
