@@ -1,10 +1,12 @@
-"""The DALI loader: decodes the region that a crop needs, on CPU threads or on the GPU.
+"""The DALI loader: decodes only the region that a crop needs, on CPU threads or on the GPU.
 
 Threads read files ahead of the pipeline and compute each image's view; the pipeline decodes its
-region. On a GPU the pipeline also resizes it. On the CPU further threads do (data.decoding.render),
-in training in a fifth of DALI's time. DALI decodes ordinary JPEGs itself. Everything else (other
-formats, CMYK, files without a proper end) is rare in ImageNet, and DALI's decoders differ from
-Pillow there or accept truncated files: Pillow decodes these, and DALI gets them uncompressed.
+region. On a GPU the pipeline also resizes it. On the CPU other threads do (data.decoding.render),
+which in training takes a fifth of DALI's time.
+
+DALI decodes ordinary JPEGs. Everything else (other formats, CMYK, files without a proper end) is
+rare in ImageNet, and DALI's decoders differ from Pillow there or accept truncated files. Pillow
+decodes these, and DALI gets them uncompressed.
 """
 
 from collections import deque
@@ -24,28 +26,27 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from common.errors import UserError
 from common.machine import num_workers
 from configs.schema import LoaderConfig
-from data.decoding import Prepared, as_ppm, decode_rgb, plain_jpeg_size, prepare_image, render
+from data.decoding import Prepared, decode_rgb, plain_jpeg_size, prepare_image, render
 from data.draws import Draws
-from data.geometry import View, region, view
-from data.loading import Decoded, OnEvent
-from data.sources.index import ImageIndex
+from data.geometry import Place, View, region, view
+from data.loading import Decoded, OnEvent, Request
 
 _READERS = 8  # threads: network file systems answer slowly but many at a time
 _MAX_FAILURES = 3  # of the pipeline, in a row, for which its files are blamed
 # Pixels that a region decode on the GPU adds on each side: decoders interpolate colour from
 # neighbouring samples, which are missing at a region's own edge. The CPU's takes care of that.
-_MARGIN = 8
-_TOGETHER = 8  # images that a thread resizes before it takes the next ones
+_GPU_MARGIN = 8
+_RESIZED_TOGETHER = 8  # images that a thread resizes before it takes the next ones
 
 
 @dataclass(frozen=True)
 class _Input:
-    """What the pipeline takes for an image, and what is to be shown of it. In (y, x) order."""
+    """An encoded image, the region of it to decode, and what of that region to show."""
 
-    file: npt.NDArray[np.uint8]  # [n] encoded
-    start: tuple[int, int]  # of the region to decode
-    end: tuple[int, int]
-    view: View  # of the decoded region
+    file: npt.NDArray[np.uint8]  # [n] bytes
+    start: Place
+    end: Place
+    view: View  # in the region's coordinates
 
 
 @dataclass
@@ -57,77 +58,65 @@ class _Job:
     by_pillow: bool
 
     def decoded(self, images: Any) -> Decoded:
-        """With its images, once they are there."""
+        """The finished batch with these images."""
         inputs = [future.result() for future in self.inputs]
         shown = np.array([image.shown for image in inputs], np.int64)
         return Decoded(self.draws, images, shown, [bad for i in inputs for bad in i.replaced])
 
 
-def _prepare(
-    data: bytes,
-    draws: Draws,
-    row: int,
-    *,
-    crop: int | None,
-    exact: bool,
-    margin: int | None,
-    by_pillow: bool,
-) -> _Input:
-    """The pipeline's input to show an encoded file as row `row` of the draws says.
-
-    margin: pixels to decode around the view; None: decode all of the file.
-    """
-    size = None if by_pillow else plain_jpeg_size(data)
-    if size is None:
-        image = decode_rgb(data)
-        size, data = (image.height, image.width), as_ppm(image)
-    scale, position = int(draws.scales[row]), draws.positions[row]
-    shown = view(*size, scale=scale, position=position, crop=crop, exact=exact)
-    start, end = ((0, 0), size) if margin is None else region(shown, *size, margin=margin)
-    return _Input(np.frombuffer(data, np.uint8), start, end, shown.inside(start))
-
-
 class Feeder:
-    """Reads files ahead and hands batches to a pipeline; knows which are inside it."""
+    """Reads files ahead, hands batches to a pipeline, and knows which are inside it."""
 
     def __init__(
         self,
-        index: ImageIndex,
+        request: Request,
         draws: Iterable[Draws],
         pool: ThreadPoolExecutor,
         *,
-        crop: int | None,
-        exact: bool,
         margin: int | None,
-        config: LoaderConfig,
-        skip: bool,
         on_event: OnEvent,
     ) -> None:
-        self._index, self._draws, self._pool = index, iter(draws), pool
-        self._prepare = partial(_prepare, crop=crop, exact=exact, margin=margin)
-        self._prefetch, self._skip, self._on_event = config.prefetch, skip, on_event
+        """margin: pixels to decode around each view; None: decode the whole image."""
+        self._request, self._draws, self._pool = request, iter(draws), pool
+        self._margin, self._on_event = margin, on_event
         self._ahead: deque[_Job] = deque()  # being read, or not yet taken
         self._inside: deque[_Job] = deque()  # in the pipeline, oldest first
         self._failures = 0  # of the pipeline, in a row
-        self._failure: str | None = None  # the first one, until it is told
+        self._first_failure = ""
+        self._is_reported = False
         self.error: BaseException | None = None  # why there is no further batch
 
-    def _read(self, draws: Draws, by_pillow: bool) -> _Job:
+    def _prepare(self, data: bytes, draws: Draws, row: int, *, by_pillow: bool) -> _Input:
+        """The pipeline's input to show an encoded file as row `row` of the draws says."""
+        size = None if by_pillow else plain_jpeg_size(data)
+        if size is None:
+            image = decode_rgb(data)
+            size = (image.height, image.width)
+            data = b"P6 %d %d 255\n" % image.size + image.tobytes()  # an uncompressed PPM file
+        height, width = size
+        shown = view(height, width, draws, row, crop=self._request.crop, exact=self._request.exact)
+        start, end = (0, 0), size
+        if self._margin is not None:
+            start, end = region(shown, height, width, margin=self._margin)
+        return _Input(np.frombuffer(data, np.uint8), start, end, shown.inside(start))
+
+    def _read(self, draws: Draws, *, by_pillow: bool) -> _Job:
+        index, skip = self._request.index, self._request.skip
         inputs = []
         for row, i in enumerate(draws.indices):
             prepare = partial(self._prepare, draws=draws, row=row, by_pillow=by_pillow)
-            read = partial(prepare_image, self._index, int(i), prepare, skip=self._skip)
-            inputs.append(self._pool.submit(read))
+            inputs.append(self._pool.submit(prepare_image, index, int(i), prepare, skip=skip))
         return _Job(draws, inputs, by_pillow)
 
     def next_size(self) -> int:
         """Images in the next batch; 0: there is none."""
-        while len(self._ahead) <= self._prefetch and (draws := next(self._draws, None)) is not None:
+        prefetch = self._request.config.prefetch
+        while len(self._ahead) <= prefetch and (draws := next(self._draws, None)) is not None:
             self._ahead.append(self._read(draws, by_pillow=False))
         return len(self._ahead[0].draws) if self._ahead else 0
 
     def take(self, max_size: int, names: list[str]) -> list[Any]:
-        """What the pipeline takes for the next batch, in the order of `names`.
+        """The pipeline's inputs for the next batch, in the order of `names`.
 
         Raises StopIteration if there is no batch, or only one of more than `max_size` images.
         """
@@ -148,40 +137,37 @@ class Feeder:
         job = self._inside.popleft()
         if not job.by_pillow:
             self._failures = 0
-        elif self._failure and not any(future.result().replaced for future in job.inputs):
-            self._on_event(f"Pillow decoded a batch on which DALI failed ({self._failure})")
-            self._failure = ""
+        elif not self._is_reported and not any(i.result().replaced for i in job.inputs):
+            self._on_event(f"Pillow decoded a batch on which DALI failed ({self._first_failure})")
+            self._is_reported = True
         return job
 
     def retry(self, error: RuntimeError) -> None:
-        """The pipeline failed: take back what was inside, and let Pillow decode it instead.
+        """The pipeline failed: takes back the batches inside it, for Pillow to decode.
 
-        A file that neither can decode is then refused or replaced like any bad one; a failure that
-        was not the files' is told, once. Raises `error` where the files cannot be the cause, as
-        when memory runs out: Pillow has already decoded these batches, or nothing but Pillow's has
-        come through for some time.
+        A file that Pillow cannot decode either is then refused or replaced like any bad one. If
+        Pillow decodes them all, the failure is reported, once. Raises `error` where the files
+        cannot be the cause, as when memory runs out: Pillow has already decoded these batches, or
+        DALI has not finished one for some time.
         """
         failed = list(self._inside)
         self._failures += 1
-        if not failed or all(job.by_pillow for job in failed) or self._failures > _MAX_FAILURES:
+        if all(job.by_pillow for job in failed) or self._failures > _MAX_FAILURES:
             raise error
-        if self._failure is None:
-            self._failure = " ".join(str(error).split())[:300]
+        self._first_failure = self._first_failure or " ".join(str(error).split())[:300]
         self._inside.clear()
         self._ahead.extendleft(self._read(job.draws, by_pillow=True) for job in reversed(failed))
 
 
 def _arrays(inputs: list[_Input], draws: Draws) -> dict[str, Any]:
-    """What a pipeline may take for B images: B encoded files, and arrays [B, ...]."""
-    views = [each.view for each in inputs]
-    start = np.array([each.start for each in inputs], np.int32)
-    view_start = np.array([shown.start for shown in views], np.int32)
+    """All that a pipeline may take for B images: B encoded files, and arrays [B, ...]."""
+    views = [image.view for image in inputs]
     return {
-        "file": [each.file for each in inputs],
-        "start": start,
-        "shape": np.array([each.end for each in inputs], np.int32) - start,
-        "view_start": view_start,
-        "view_shape": np.array([shown.end for shown in views], np.int32) - view_start,
+        "file": [image.file for image in inputs],
+        "start": np.array([image.start for image in inputs], np.int32),
+        "end": np.array([image.end for image in inputs], np.int32),
+        "view_start": np.array([shown.start for shown in views], np.int32),
+        "view_end": np.array([shown.end for shown in views], np.int32),
         "size": np.array([shown.size for shown in views], np.float32),
         "window_start": np.array([shown.window for shown in views], np.int32),
         "window_shape": np.array([shown.shape for shown in views], np.int32),
@@ -193,9 +179,9 @@ def build_pipeline(feeder: Feeder, config: LoaderConfig, *, gpu: bool, resize: b
     """The DALI graph: uint8 [h, w, 3] for each image, its region or, with `resize`, its view."""
     max_size, names = feeder.next_size(), ["file"]
     if config.decode == "region":
-        names += ["start", "shape"]
+        names += ["start", "end"]
     if resize:
-        names += ["view_start", "view_shape", "size", "window_start", "window_shape", "flip"]
+        names += ["view_start", "view_end", "size", "window_start", "window_shape", "flip"]
     pipeline = Pipeline(
         batch_size=max_size,
         num_threads=config.workers or num_workers(),
@@ -215,11 +201,7 @@ def build_pipeline(feeder: Feeder, config: LoaderConfig, *, gpu: bool, resize: b
         }
         if config.decode == "region":
             images = fn.decoders.image_slice(
-                inputs["file"],
-                start=inputs["start"],
-                shape=inputs["shape"],
-                axis_names="HW",
-                **options,
+                inputs["file"], start=inputs["start"], end=inputs["end"], axis_names="HW", **options
             )
         else:  # a GPU's JPEG engine decodes no regions
             images = fn.decoders.image(inputs["file"], **options)
@@ -228,76 +210,64 @@ def build_pipeline(feeder: Feeder, config: LoaderConfig, *, gpu: bool, resize: b
 
 
 def _resized(images: Any, inputs: dict[str, Any]) -> Any:
-    """In a DALI graph: what data.decoding.render does."""
-    view = fn.slice(images, start=inputs["view_start"], shape=inputs["view_shape"], axis_names="HW")
-    resized: Any = fn.resize(
-        view,
-        size=inputs["size"],
-        interp_type=types.DALIInterpType.INTERP_LINEAR,
-        antialias=True,
-    )
+    """data.decoding.render as a DALI graph."""
+    view = fn.slice(images, start=inputs["view_start"], end=inputs["view_end"], axis_names="HW")
+    linear = types.DALIInterpType.INTERP_LINEAR
+    resized: Any = fn.resize(view, size=inputs["size"], interp_type=linear, antialias=True)
     window = fn.slice(
         resized, start=inputs["window_start"], shape=inputs["window_shape"], axis_names="HW"
     )
     return fn.flip(window, horizontal=inputs["flip"])
 
 
-def _to_torch(images: Any, whole: bool, stream: torch.cuda.Stream | None) -> Any:
+def _to_torch(images: Any, stream: torch.cuda.Stream, *, whole: bool) -> Any:
     """DALI's images as [B, crop, crop, 3], or a list of [h, w, 3].
 
     They are copied, on the stream on which DALI hands them over: DALI may then reuse its buffers,
     and neither library sees memory that the other still works on.
     """
-    device = "cpu" if stream is None else stream.device
 
     def copied(tensor: Any) -> torch.Tensor:
-        target = torch.empty(tensor.shape(), dtype=torch.uint8, device=device)
+        target = torch.empty(tensor.shape(), dtype=torch.uint8, device=stream.device)
         return feed_ndarray(tensor, target, cuda_stream=stream)
 
     return [copied(image) for image in images] if whole else copied(images.as_tensor())
 
 
 class _Resizing:
-    """A batch whose images threads resize."""
+    """A batch that threads are resizing."""
 
     def __init__(
         self, job: _Job, images: Any, *, crop: int | None, pool: ThreadPoolExecutor
     ) -> None:
-        self._job, self._images, size = job, images, len(job.draws)
-        self._crops = None
+        self._job, self._images, rows = job, images, range(len(job.draws))
+        self._shown: Any = [None] * len(rows)
         if crop is not None:
-            pinned, shape = torch.cuda.is_available(), (size, crop, crop, 3)
-            self._crops = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        rows = [range(first, min(first + _TOGETHER, size)) for first in range(0, size, _TOGETHER)]
-        self._parts = [pool.submit(self._resize, part) for part in rows]
+            shape, pinned = (len(rows), crop, crop, 3), torch.cuda.is_available()
+            self._shown = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        self._parts = [
+            pool.submit(self._resize, rows[first : first + _RESIZED_TOGETHER])
+            for first in rows[::_RESIZED_TOGETHER]
+        ]
 
-    def _resize(self, rows: range) -> list[torch.Tensor]:
-        whole = []
+    def _resize(self, rows: range) -> None:
         for row in rows:
             image = torch.from_dlpack(self._images[row])
             view, flip = self._job.inputs[row].result().value.view, bool(self._job.draws.flips[row])
-            if self._crops is None:
-                whole.append(render(image, view, flip))
-            else:
-                self._crops[row] = render(image, view, flip)
-        return whole
+            self._shown[row] = render(image, view, flip)
 
     def decoded(self) -> Decoded:
-        """Waits for the threads."""
-        whole = [image for part in self._parts for image in part.result()]
-        return self._job.decoded(whole if self._crops is None else self._crops)
+        """The finished batch; waits for the threads."""
+        for part in self._parts:
+            part.result()
+        return self._job.decoded(self._shown)
 
 
 def _run(
-    feeder: Feeder,
-    config: LoaderConfig,
-    *,
-    crop: int | None,
-    gpu: bool,
-    pool: ThreadPoolExecutor,
+    feeder: Feeder, request: Request, *, gpu: bool, resizers: ThreadPoolExecutor
 ) -> Generator[Decoded]:
     """The next batches, as long as one pipeline can deliver them."""
-    pipeline = build_pipeline(feeder, config, gpu=gpu, resize=gpu)
+    pipeline = build_pipeline(feeder, request.config, gpu=gpu, resize=gpu)
     resizing: deque[_Resizing] = deque()
     while True:
         stream = torch.cuda.current_stream() if gpu else None
@@ -310,9 +280,9 @@ def _run(
             break
         job = feeder.done()
         if stream:
-            yield job.decoded(_to_torch(images, crop is None, stream))
+            yield job.decoded(_to_torch(images, stream, whole=request.crop is None))
             continue
-        resizing.append(_Resizing(job, images, crop=crop, pool=pool))
+        resizing.append(_Resizing(job, images, crop=request.crop, pool=resizers))
         if len(resizing) > 1:  # one is resized while the pipeline decodes the next
             yield resizing.popleft().decoded()
     for batch in resizing:
@@ -320,23 +290,17 @@ def _run(
 
 
 def decode_batches(
-    index: ImageIndex,
-    draws: Iterable[Draws],
-    *,
-    crop: int | None,
-    exact: bool,
-    config: LoaderConfig,
-    skip: bool,
-    on_event: OnEvent,
+    request: Request, draws: Iterable[Draws], on_event: OnEvent
 ) -> Generator[Decoded]:
     """For data.loading. With loader.device=gpu, CUDA tensors of torch's current stream.
 
     Otherwise crops are CPU tensors, in pinned memory if there is a GPU.
     """
+    config = request.config
     gpu = config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available())
     if gpu and not torch.cuda.is_available():
         raise UserError("loader.device=gpu, but there is no CUDA device: type loader.device=cpu")
-    margin = None if config.decode == "whole" else _MARGIN if gpu else 0
+    margin = None if config.decode == "whole" else _GPU_MARGIN if gpu else 0
     readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
     torch.get_num_threads()  # settles this thread's own number, before that of the pool's is set
     resizers = ThreadPoolExecutor(
@@ -345,21 +309,11 @@ def decode_batches(
         initializer=torch.set_num_threads,
         initargs=(1,),
     )
-    feeder = Feeder(
-        index,
-        draws,
-        readers,
-        crop=crop,
-        exact=exact,
-        margin=margin,
-        config=config,
-        skip=skip,
-        on_event=on_event,
-    )
+    feeder = Feeder(request, draws, readers, margin=margin, on_event=on_event)
     try:
         # A pipeline ends at a batch larger than it was built for, or at a file that it fails on.
         while feeder.next_size() and not feeder.error:
-            yield from _run(feeder, config, crop=crop, gpu=gpu, pool=resizers)
+            yield from _run(feeder, request, gpu=gpu, resizers=resizers)
         if feeder.error:
             raise feeder.error
     finally:

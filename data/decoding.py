@@ -1,7 +1,7 @@
-"""Encoded image files: which are intact, their pixels, and what to do about a bad one.
+"""Decoding image files, and what to do about a bad one.
 
-Pillow is the judge: an image is what Pillow decodes without complaint. So both loaders accept and
-refuse the same files.
+Pillow is the judge: a file is intact if Pillow decodes it without complaint. So both loaders accept
+and refuse the same files.
 """
 
 import io
@@ -19,24 +19,24 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from common.errors import UserError, reason
-from data.draws import Ints
+from data.draws import Draws
 from data.geometry import View, view
 from data.sources.index import ImageIndex
 
 T = TypeVar("T")
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")  # Pillow knows some that run programs
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")  # for others Pillow may run programs
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
 _JPEG_ADOBE, _JPEG_SCAN = 0xEE, 0xDA
 _GIVE_UP = 1000  # unreadable images in a row: the storage is gone, not an image
 
-# About corrupt metadata, as some of ImageNet's files have it: metadata is not used.
+# Some of ImageNet's files have corrupt metadata, which is not used here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class BadImage(Exception):
-    """The bytes are not an intact image; the message says why."""
+    """A file is not an intact image; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Replaced:
 class Prepared(Generic[T]):
     """What was made of an image or, if it is bad, of the next readable one."""
 
-    shown: int  # the image that was read
+    shown: int  # the image read
     value: T
-    replaced: list[Replaced]
+    replaced: list[Replaced]  # the bad images before it
 
 
 def prepare_image(
@@ -62,8 +62,8 @@ def prepare_image(
 ) -> Prepared[T]:
     """prepare(encoded file) of image `i` or, if it is bad and `skip`, of the next readable image.
 
-    `prepare` raises BadImage if the bytes are not an image. Raises UserError, naming the path, for
-    a bad image without `skip`, and if no image is readable.
+    `prepare` raises BadImage for a bad file. Raises UserError with the path of a bad image if not
+    `skip`, or if no image is readable.
     """
     bad: list[tuple[int, str]] = []
     for offset in range(min(len(index), _GIVE_UP)):
@@ -87,7 +87,7 @@ def prepare_image(
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """The image as 8-bit RGB, whatever its mode; its EXIF orientation is ignored.
+    """The image as 8-bit RGB, whatever its mode; EXIF orientation is ignored.
 
     Raises BadImage if Pillow cannot decode all of it.
     """
@@ -118,8 +118,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def render(image: Tensor, view: View, flip: bool) -> Tensor:
     """A view of a decoded image: uint8 RGB [h, w, 3] -> [*view.shape, 3].
 
-    By Pillow's bilinear filter. In training torch computes it, in a fifth of Pillow's time: of a
-    hundred million values of resized photographs 0.17 % differ by one from Pillow's, 84 by two.
+    Resized with Pillow's bilinear filter. For views that are not exact, torch computes it in a
+    fifth of Pillow's time: of a hundred million values of resized photographs, 0.17 % differ by
+    one from Pillow's and 84 by two.
     """
     (top, left), (bottom, right) = view.start, view.end
     (row, column), (height, width) = view.window, view.shape
@@ -127,7 +128,7 @@ def render(image: Tensor, view: View, flip: bool) -> Tensor:
     if view.exact:
         whole = Image.fromarray(source.numpy()).resize(view.size[::-1], Image.Resampling.BILINEAR)
         resized = torch.from_numpy(np.array(whole))
-    else:  # channels last in memory, or torch takes a slower way
+    else:  # channels last in memory: otherwise torch takes a slower path
         planes = source[None].permute(0, 3, 1, 2)
         planes = interpolate(planes, size=view.size, mode="bilinear", antialias=True)
         resized = planes[0].permute(1, 2, 0)
@@ -136,11 +137,14 @@ def render(image: Tensor, view: View, flip: bool) -> Tensor:
 
 
 def _decode_pixels(data: bytes) -> Tensor:
-    """decode_rgb as uint8 [h, w, 3]; ordinary JPEGs by torchvision, which is faster.
+    """As decode_rgb, uint8 [h, w, 3]; torchvision decodes ordinary JPEGs, faster than Pillow.
 
-    Both use libjpeg-turbo, and give the same pixels. Raises BadImage.
+    Both use libjpeg-turbo and give the same pixels. Raises BadImage.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg  # a second, which other loaders save
+    from torchvision.io import (
+        ImageReadMode,
+        decode_jpeg,
+    )  # takes a second, which dali does not need
 
     if plain_jpeg_size(data):
         try:
@@ -152,43 +156,37 @@ def _decode_pixels(data: bytes) -> Tensor:
 
 
 def show(
-    data: bytes,
-    *,
-    scale: int,
-    position: Ints,
-    flip: bool,
-    crop: int | None,
-    exact: bool = True,
+    data: bytes, draws: Draws, row: int, *, crop: int | None, exact: bool = True
 ) -> npt.NDArray[np.uint8]:
-    """Decode a file and show it as drawn: uint8 RGB [crop, crop, 3], or [h, w, 3] if crop=None.
+    """Decode a file and show it as row `row` of the draws says, see data.geometry.view.
 
-    scale, position, flip: see Draws; exact: see view(). Raises BadImage.
+    Returns uint8 RGB [crop, crop, 3], or [h, w, 3] if crop=None. Raises BadImage.
     """
     image = _decode_pixels(data)
     height, width, _ = image.shape
-    shown = view(height, width, scale=scale, position=position, crop=crop, exact=exact)
-    return render(image, shown, flip).numpy()
+    shown = view(height, width, draws, row, crop=crop, exact=exact)
+    return render(image, shown, bool(draws.flips[row])).numpy()
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of an ordinary JPEG with a proper end: 8 bits, greyscale or YCbCr.
 
-    None for anything else, which only Pillow can judge. Takes microseconds: only the header's
-    segments are read.
+    None for anything else, which only Pillow can judge. It reads only the header's segments, which
+    takes microseconds.
     """
     if not (data.startswith(_JPEG_START) and data.endswith(_JPEG_END)):
         return None
-    at, size, adobe_rgb = 2, None, False
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, (length,) = data[at + 1], struct.unpack_from(">H", data, at + 2)
-        body = data[at + 4 : at + 2 + length]
+    position, size, adobe_rgb = 2, None, False
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, (length,) = data[position + 1], struct.unpack_from(">H", data, position + 2)
+        body = data[position + 4 : position + 2 + length]
         if marker == _JPEG_SCAN:
             return None if adobe_rgb else size
         if marker == _JPEG_ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
             adobe_rgb = body[11] == 0
         if marker in _JPEG_FRAMES:
             size = _frame_size(body)
-        at += 2 + length
+        position += 2 + length
     return None
 
 
@@ -202,8 +200,3 @@ def _frame_size(body: bytes) -> tuple[int, int] | None:
         return None
     # Pillow refuses images so large that the file must be an attack, or broken.
     return (height, width) if height * width <= (Image.MAX_IMAGE_PIXELS or 0) else None
-
-
-def as_ppm(image: Image.Image) -> bytes:
-    """An RGB image as an uncompressed PPM file."""
-    return b"P6 %d %d 255\n" % image.size + image.tobytes()

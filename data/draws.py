@@ -3,7 +3,7 @@
 Training walks through one endless sequence of images: epoch 0's permutation, then epoch 1's, and
 so on. The image at position p of it, with everything drawn for it, depends on the seed and p
 alone. So a batch is the same on any number of processes, with either loader, and after any
-interruption: to resume, the step number is enough.
+interruption: the step number is enough to resume.
 
 All numbers come from Philox, a counter-based generator: position p owns the counters 3p .. 3p+2.
 """
@@ -35,7 +35,7 @@ _WORDS = 12  # 64-bit words drawn for a sample: three Philox blocks
 
 @dataclass(frozen=True)
 class Draws:
-    """Which B images a batch consists of, and how each of them is shown."""
+    """Which B images a batch consists of, and how each is shown."""
 
     indices: Ints  # [B] which image of the index
     scales: Ints  # [B] shorter side of the resized image, pixels
@@ -63,7 +63,7 @@ def _unit(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def epoch_order(seed: int, epoch: int, num_images: int) -> Ints:
-    """The order of all images, [num_images], in which epoch `epoch` (from 0) sees them."""
+    """[num_images] the order in which epoch `epoch` (from 0) sees all images."""
     generator = np.random.Generator(_philox(seed, _STREAM_ORDER, epoch << 64))
     return generator.permutation(num_images)
 
@@ -74,7 +74,8 @@ def training_draws(
     """The batch of optimiser step `step` (from 0), as Sec. 3 trains.
 
     The shorter side is uniform in `scale` (both ends included), the crop position is uniform, half
-    of the crops are flipped horizontally, and the colour of [16] is altered once per image use.
+    of the crops are flipped horizontally, and the colour change of [16] is drawn for each use of an
+    image.
     """
     first = step * batch_size
     sequence = np.arange(first, first + batch_size)
@@ -102,8 +103,8 @@ def _images_at(seed: int, sequence: Ints, num_images: int) -> Ints:
     epochs, within_epoch = np.divmod(sequence, num_images)
     images = np.empty_like(sequence)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        images[here] = epoch_order(seed, int(epoch), num_images)[within_epoch[here]]
+        rows = epochs == epoch
+        images[rows] = epoch_order(seed, int(epoch), num_images)[within_epoch[rows]]
     return images
 
 
@@ -116,7 +117,7 @@ def training_batches(
 
 
 def centre_draws(indices: Ints, scale: int) -> Draws:
-    """The centre crop of each image, neither flipped nor recoloured."""
+    """The centre crop of each image, with neither flip nor colour change."""
     count = len(indices)
     return Draws(
         indices=np.asarray(indices, np.int64),
@@ -129,7 +130,7 @@ def centre_draws(indices: Ints, scale: int) -> Draws:
 
 
 def centre_batches(indices: Ints, scale: int, batch_size: int) -> Iterator[Draws]:
-    """Centre crops of `indices`, in order and once each; the last batch may be smaller."""
+    """Centre crops of the images `indices`, in this order; the last batch may be smaller."""
     for first in range(0, len(indices), batch_size):
         yield centre_draws(indices[first : first + batch_size], scale)
 
@@ -142,6 +143,5 @@ def subset(num_images: int, count: int | None) -> Ints:
     """
     if count is None or count >= num_images:
         return np.arange(num_images)
-    return np.sort(
-        np.random.Generator(_philox(0, _STREAM_SUBSET, 0)).permutation(num_images)[:count]
-    )
+    order = np.random.Generator(_philox(0, _STREAM_SUBSET, 0)).permutation(num_images)
+    return np.sort(order[:count])

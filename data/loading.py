@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -28,7 +29,7 @@ class Batch:
     colours: Tensor  # float32 [B, 3], to be added to every pixel value
     keys: Tensor  # int64 [B] for dropout masks
     indices: Tensor  # int64 [B] the images shown
-    replaced: Tensor  # bool [B] whether another image, which is unreadable, was drawn
+    replaced: Tensor  # bool [B] whether the image drawn was unreadable and another one is shown
 
 
 @dataclass
@@ -36,7 +37,18 @@ class WholeImages:
     """B whole images, resized as they were drawn: each has its own size."""
 
     images: list[Tensor]  # B x uint8 [h, w, 3] RGB
-    replaced: Tensor  # bool [B] whether another image, which is unreadable, was drawn
+    replaced: Tensor  # bool [B] as in Batch
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images a loader reads, and how it shows what is drawn. Picklable."""
+
+    index: ImageIndex
+    config: LoaderConfig
+    skip: bool  # show the next readable image in place of an unreadable one
+    crop: int | None = None  # pixels; None: whole images
+    exact: bool = True  # see data.geometry.view
 
 
 @dataclass(frozen=True)
@@ -70,16 +82,8 @@ def load(
     Raises UserError for an image that cannot be read or, with on_error=skip, replaces it by the
     next readable one of the index and passes a sentence to on_event, once for each such image.
     """
-    decoded = _decode(
-        index,
-        draws,
-        crop=crop,
-        exact=exact,
-        loader=loader,
-        on_error=on_error,
-        on_event=on_event,
-    )
-    with closing(decoded) as batches:
+    request = Request(index, loader, skip=on_error == "skip", crop=crop, exact=exact)
+    with closing(_decode(request, draws, on_event)) as batches:
         for batch in batches:
             assert isinstance(batch.images, Tensor)
             yield Batch(
@@ -101,52 +105,33 @@ def load_whole(
     on_event: OnEvent,
 ) -> Generator[WholeImages]:
     """As `load`, with the whole resized images instead of crops."""
-    decoded = _decode(
-        index,
-        draws,
-        crop=None,
-        exact=True,
-        loader=loader,
-        on_error=on_error,
-        on_event=on_event,
-    )
-    with closing(decoded) as batches:
+    request = Request(index, loader, skip=on_error == "skip")
+    with closing(_decode(request, draws, on_event)) as batches:
         for batch in batches:
             replaced = torch.from_numpy(batch.shown != batch.draws.indices)
             yield WholeImages(list(batch.images), replaced)
 
 
-def _decode(
-    index: ImageIndex,
-    draws: Iterable[Draws],
-    *,
-    crop: int | None,
-    exact: bool,
-    loader: LoaderConfig,
-    on_error: str,
-    on_event: OnEvent,
-) -> Generator[Decoded]:
-    one_of("loader", loader.name, keys_of(LoaderConfig)["name"].choices)
+def _decode(request: Request, draws: Iterable[Draws], on_event: OnEvent) -> Generator[Decoded]:
+    """The loader's batches; reports each unreadable image once."""
+    name, path = request.config.name, request.index.path
+    one_of("loader", name, keys_of(LoaderConfig)["name"].choices)
     try:
-        module = import_module(f"data.{loader.name}")
+        module = import_module(f"data.{name}")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"loader={loader.name} needs {error.name}, which is not installed: see "
-            "requirements.txt, or type loader=torchvision"
+            f"loader={name} needs {error.name}, which is not installed: see requirements.txt, "
+            "or type loader=torchvision"
         ) from error
     reported: set[int] = set()
-    skip = on_error == "skip"
-    decoded = module.decode_batches(
-        index, draws, crop=crop, exact=exact, config=loader, skip=skip, on_event=on_event
-    )
-    with closing(decoded) as batches:
+    with closing(module.decode_batches(request, draws, on_event)) as batches:
         for batch in batches:
             for bad in batch.replaced:
                 if bad.image not in reported:
                     reported.add(bad.image)
                     on_event(
-                        f"unreadable image {index.path(bad.image)} ({bad.reason}) "
-                        f"replaced by {index.path(bad.shown)}"
+                        f"unreadable image {path(bad.image)} ({bad.reason}) "
+                        f"replaced by {path(bad.shown)}"
                     )
             yield batch
 
@@ -160,14 +145,15 @@ def training_stream(
     config: TrainConfig, index: ImageIndex, share: slice, start: int, stop: int, on_event: OnEvent
 ) -> Generator[Batch]:
     """Rows `share` of the batches of steps start .. stop - 1, as Sec. 3 trains."""
-    size, scale = config.batch_size, config.data.scale_range
-    draws = (
-        training_draws(config.seed, step, batch_size=size, num_images=len(index), scale=scale).rows(
-            share
-        )
-        for step in range(start, stop)
-        if not skipping(step + 1, config.skip_steps)
+    draw = partial(
+        training_draws,
+        config.seed,
+        batch_size=config.batch_size,
+        num_images=len(index),
+        scale=config.data.scale_range,
     )
+    steps = (step for step in range(start, stop) if not skipping(step + 1, config.skip_steps))
+    draws = (draw(step=step).rows(share) for step in steps)
     return _load(config, index, draws, exact=False, on_event=on_event)
 
 
@@ -187,13 +173,12 @@ def _load(
     exact: bool,
     on_event: OnEvent,
 ) -> Generator[Batch]:
-    data = config.data
     return load(
         index,
         draws,
-        crop=data.crop,
+        crop=config.data.crop,
         exact=exact,
         loader=config.loader,
-        on_error=data.on_error,
+        on_error=config.data.on_error,
         on_event=on_event,
     )

@@ -1,8 +1,8 @@
-"""From pixel values to the network's input: the mean that is subtracted, one colour or an image.
+"""From pixel values to the network's input: subtracting the mean, one colour or an image.
 
 The paper says only "per-pixel mean". The mean image here is the mean of the training images
-as validation sees them: resized so that the shorter side is 256 for a crop of 224 (other crops in
-proportion), centre crop. Caffe's is of 256 x 256 images, and cropped along with the image.
+as validation sees them: the centre crop of an image whose shorter side is resized to 256 for a crop
+of 224 (other crops in proportion). Caffe's is of 256 x 256 images, and cropped with each image.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ CHANNEL_MEAN = (122.679, 116.669, 104.007)
 
 
 def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor:
-    """The mean that data.mean names, float32 RGB pixel values.
+    """The mean that data.mean names, in float32 RGB pixel values.
 
-    `channel`: one colour, [1, 1, 3]. Otherwise a .npy file of `scripts/prepare_imagenet.py mean`:
+    `channel`: one colour, [1, 1, 3]. Otherwise a .npy file from `scripts/prepare_imagenet.py mean`,
     [S, S, 3]. Raises UserError if there is no such file or it holds no mean image.
     """
     if spec == "channel":
@@ -32,11 +32,10 @@ def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor
     if not path.is_file():
         raise UserError(f"no mean image at data.mean={spec}: {hint}")
     try:
-        mean = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            mean = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
         raise UserError(f"data.mean={spec} is not a .npy file: {hint}") from error
-    if not isinstance(mean, np.ndarray):
-        raise UserError(f"data.mean={spec} holds several arrays instead of one mean image: {hint}")
     if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3:
         shape = " x ".join(map(str, mean.shape))
         raise UserError(f"data.mean={spec} has the shape {shape} instead of S x S x 3: {hint}")
@@ -46,7 +45,7 @@ def load_mean(spec: str, channel_mean: Sequence[float] = CHANNEL_MEAN) -> Tensor
 
 
 def warp_mean(mean: Tensor, height: int, width: int) -> Tensor:
-    """A mean image [S, S, 3] warped to [height, width, 3], bilinearly, as in [11].
+    """A mean image [S, S, 3] warped bilinearly to [height, width, 3], as in [11].
 
     One colour, [1, 1, 3], is returned as it is: it fits every size.
     """
@@ -61,7 +60,7 @@ def network_input(images: Tensor, mean: Tensor, colours: Tensor | None = None) -
     """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W] (channels last in memory), mean subtracted.
 
     mean: [1, 1, 3] or [H, W, 3]; colours: [B, 3], the colour change of [16], which is added to the
-    pixel values (Sec. 3). The values keep their scale, some -128 to 128: nothing divides them.
+    pixel values (Sec. 3). The values keep their scale, about -128 to 128: nothing divides them.
     """
     x = images.to(torch.float32) - mean
     if colours is not None:

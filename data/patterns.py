@@ -1,8 +1,8 @@
-"""Draws the images of the generated set: one pattern a class, everything else is random.
+"""Draws the images of the generated set: each class is a pattern, everything else is random.
 
 The classes differ in texture alone. Colours, contrast, polarity, frequency, orientation, position,
-lighting, background and what lies in front vary alike in every class, so colour statistics do not
-give the class away.
+lighting, background and occlusion vary alike in every class, so that colour statistics do not give
+the class away.
 """
 
 import math
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 Map = npt.NDArray[np.floating[Any]]  # float32 in fact
 Rng = np.random.Generator
 
-_MIN_CONTRAST = 80.0  # in luma, between a pattern's two colours: greyscale images show it too
+_MIN_CONTRAST = 80.0  # in luma, between a pattern's colours: greyscale images show it too
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -96,7 +96,7 @@ def _coordinates(rng: Rng, height: int, width: int) -> tuple[Map, Map, Map, Map]
 
 
 def _two_colours(rng: Rng) -> npt.NDArray[np.float32]:
-    """[2, 3] two RGB colours around a middle one; which of them is lighter is random."""
+    """[2, 3] two RGB colours on opposite sides of a random one; either may be the lighter."""
     middle = rng.uniform(90, 165, 3)
     while True:
         half = rng.uniform(-75, 75, 3)
@@ -105,7 +105,7 @@ def _two_colours(rng: Rng) -> npt.NDArray[np.float32]:
 
 
 def _clutter(rng: Rng, height: int, width: int) -> Map:
-    """A cloudy background [3, height, width], with noise at several scales."""
+    """A cloudy background [3, height, width]: noise at several scales."""
     fine = _noise(rng, height, width, rng.uniform(8, 24))
     planes = [
         rng.uniform(90, 165)
@@ -117,7 +117,7 @@ def _clutter(rng: Rng, height: int, width: int) -> Map:
 
 
 def _occlude(rng: Rng, picture: Image.Image) -> None:
-    """Draw a few small shapes of one colour each over the figure."""
+    """Draw up to three small shapes over the picture, each in one colour."""
     draw, side = ImageDraw.Draw(picture), min(picture.size)
     for _ in range(rng.integers(0, 4)):
         x, y = rng.uniform(0, picture.width), rng.uniform(0, picture.height)

@@ -1,9 +1,9 @@
-"""The embedded default data set: ten classes of generated textures, in files like ImageNet's.
+"""The embedded data set: ten classes of generated textures, in files like ImageNet's.
 
 The images (data/patterns.py) vary in size, aspect ratio and JPEG quality. Some are greyscale, CMYK
 or progressive, some have an EXIF orientation (which is ignored, as in all published ImageNet
-results), and one is a PNG with the name of a JPEG. With this set everything can be run and tested
-without ImageNet; errors measured on it say nothing about ImageNet.
+results), and one is a PNG named as a JPEG. With this set everything can be run and tested
+without ImageNet; errors on it say nothing about ImageNet.
 """
 
 import io
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from data.patterns import PATTERNS, draw_image
 
-VERSION = 1  # raise it when an image changes: sets of other versions are generated again
+VERSION = 1  # raise it when an image changes, so that older sets are generated again
 IMAGES = {"train": 200, "val": 40}  # of each class
 MARKER = ".generated-by-rectifiers"
 CLASSES = {f"g{label:02d}_{name}": name for label, name in enumerate(PATTERNS)}
@@ -36,7 +36,7 @@ The folder is made anew when it is deleted, and replaced when the generator chan
 
 
 def make_synthetic(root: Path | str) -> None:
-    """Generate the embedded set at `root` unless it is already there, complete and current.
+    """Generate the embedded set at `root` unless it is there already, complete and current.
 
     The images are the same each time. The folder appears atomically; if several processes generate
     it at once, the first to finish wins. Raises UserError if `root` holds something else or cannot
@@ -61,7 +61,7 @@ def make_synthetic(root: Path | str) -> None:
 
 
 def encode_image(split: str, label: int, number: int) -> bytes:
-    """The file of one image of the set: a pure function of split, class and number."""
+    """The file of an image of the set: a pure function of its split, label and number."""
     name = list(PATTERNS)[label]
     key = (_SEED << 64) | (list(IMAGES).index(split) << 40) | (label << 20) | number
     rng = np.random.Generator(np.random.Philox(key=key))
@@ -125,8 +125,8 @@ def _generate(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_image(split, label, number))
 
-    # Threads, not processes: most of the time is spent in numpy and Pillow, which release the
-    # interpreter's lock, and the caller's main module need not be safe to import again.
+    # Threads, not processes: numpy and Pillow take most of the time and release the interpreter's
+    # lock, and the caller's main module need not be safe to import again.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         written = pool.map(write, *zip(*images, strict=True))
         for _ in tqdm(written, "generating the embedded set", len(images), disable=None):
@@ -136,7 +136,7 @@ def _generate(folder: Path) -> None:
 
 
 def _move_in_place(part: Path, root: Path) -> None:
-    """Rename the finished set to `root`, in place of an older or damaged one."""
+    """Rename the finished set to `root`, replacing an older or damaged one."""
     if _is_complete(root):
         return
     old = part.with_name(part.name + "-old")

@@ -1,7 +1,7 @@
-"""The torchvision loader: its decoder, or Pillow, in the worker processes of torch's DataLoader.
+"""The torchvision loader: worker processes of torch's DataLoader decode with torchvision or Pillow.
 
-It reads as torchvision's ImageFolder does, and runs where DALI cannot be installed. All of a JPEG
-is decoded, as neither can decode a region, but only the crop's rectangle is resized.
+It reads as torchvision's ImageFolder does, and runs where DALI cannot be installed. Neither decoder
+can decode a region, so all of a JPEG is decoded, but only the crop's rectangle is resized.
 """
 
 import multiprocessing
@@ -22,11 +22,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from common.errors import UserError, reason
 from common.machine import num_workers
-from configs.schema import LoaderConfig
 from data.decoding import Replaced, prepare_image, show
-from data.draws import Draws, Ints
-from data.loading import Decoded, OnEvent
-from data.sources.index import ImageIndex
+from data.draws import Draws
+from data.loading import Decoded, OnEvent, Request
 
 _SHARED_MEMORY = "/dev/shm"  # where torch puts the tensors that processes share
 
@@ -41,22 +39,17 @@ class _Packed:
     draws: Draws
     pixels: Any  # uint8, of B images one after the other
     shapes: list[tuple[int, ...]]  # of the images
-    shown: Ints  # [B], see Decoded
+    shown: list[int]  # [B], see Decoded
     replaced: list[Replaced]
     why_piped: str | None = None  # why shared memory was not available
 
-    @classmethod
-    def of(cls, images: list[npt.NDArray[np.uint8]], **about: Any) -> "_Packed":
-        """about: the other fields."""
-        pixels = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images]))
-        packed = cls(pixels=pixels, shapes=[image.shape for image in images], **about)
-        if get_worker_info() is None:
-            return packed
+    def shared(self) -> "_Packed":
+        """The same with its images in shared memory, if there is room for them."""
         try:
-            pixels.share_memory_()  # here, not when the queue sends it: there an error is lost
+            self.pixels.share_memory_()  # here, not when the queue sends it: there an error is lost
         except (RuntimeError, OSError) as error:
-            return replace(packed, pixels=pixels.numpy(), why_piped=reason(error))
-        return packed
+            return replace(self, pixels=self.pixels.numpy(), why_piped=reason(error))
+        return self
 
     def pin_memory(self) -> "_Packed":
         """The same with its images in pinned memory; torch's DataLoader calls it."""
@@ -71,38 +64,31 @@ class _Packed:
         else:
             parts = pixels.split([int(np.prod(shape)) for shape in self.shapes])
             images = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        return Decoded(self.draws, images, self.shown, self.replaced)
+        return Decoded(self.draws, images, np.array(self.shown, np.int64), self.replaced)
 
 
 @dataclass
 class _Images(Dataset[Any]):
     """A map from Draws to what a worker makes of them."""
 
-    index: ImageIndex
-    crop: int | None
-    exact: bool
-    skip: bool
+    request: Request
 
     def __getitem__(self, draws: Draws) -> _Packed | UserError:
         """A UserError is returned: raised, it would come out wrapped in the worker's traceback."""
+        request = self.request
         images, shown, replaced = list[npt.NDArray[np.uint8]](), list[int](), list[Replaced]()
         for row, i in enumerate(draws.indices):
-            prepare = partial(
-                show,
-                scale=int(draws.scales[row]),
-                position=draws.positions[row],
-                flip=bool(draws.flips[row]),
-                crop=self.crop,
-                exact=self.exact,
-            )
+            prepare = partial(show, draws=draws, row=row, crop=request.crop, exact=request.exact)
             try:
-                image = prepare_image(self.index, int(i), prepare, skip=self.skip)
+                image = prepare_image(request.index, int(i), prepare, skip=request.skip)
             except UserError as error:
                 return error
             images.append(image.value)
             shown.append(image.shown)
             replaced += image.replaced
-        return _Packed.of(images, draws=draws, shown=np.array(shown, np.int64), replaced=replaced)
+        pixels = torch.from_numpy(np.concatenate([image.reshape(-1) for image in images]))
+        packed = _Packed(draws, pixels, [image.shape for image in images], shown, replaced)
+        return packed.shared() if get_worker_info() else packed
 
 
 def _ignore_signals(_worker: int) -> None:
@@ -111,12 +97,9 @@ def _ignore_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) -> DataLoader[Any]:
+def _data_loader(request: Request, draws: Iterable[Draws]) -> DataLoader[Any]:
     """A DataLoader whose sampler gives Draws: each worker makes whole batches."""
+    config = request.config
     workers = num_workers() if config.workers is None else config.workers
     options: dict[str, Any] = {}
     if workers:
@@ -127,11 +110,10 @@ def _data_loader(images: _Images, draws: Iterable[Draws], config: LoaderConfig) 
         context.set_forkserver_preload(["__main__", __name__, "torchvision.io"])
         options = {"multiprocessing_context": context, "prefetch_factor": config.prefetch}
     return DataLoader(
-        images,
+        _Images(request),
         batch_size=None,
         sampler=draws,
         num_workers=workers,
-        collate_fn=_unchanged,
         worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         **options,
@@ -165,28 +147,21 @@ def _about_pipes(why: str) -> str:
 
 
 def decode_batches(
-    index: ImageIndex,
-    draws: Iterable[Draws],
-    *,
-    crop: int | None,
-    exact: bool,
-    config: LoaderConfig,
-    skip: bool,
-    on_event: OnEvent,
+    request: Request, draws: Iterable[Draws], on_event: OnEvent
 ) -> Generator[Decoded]:
     """For data.loading. Images are CPU tensors, in pinned memory if there is a GPU."""
     others = set(multiprocessing.active_children())
-    batches = iter(_data_loader(_Images(index, crop, exact, skip), draws, config))
+    batches = iter(_data_loader(request, draws))
     workers = set(multiprocessing.active_children()) - others
-    told = False
+    is_reported = False
     try:
         while (batch := _next(batches, workers)) is not None:
             if isinstance(batch, UserError):
                 raise batch
-            if batch.why_piped and not told:
-                told = True
+            if batch.why_piped and not is_reported:
+                is_reported = True
                 on_event(_about_pipes(batch.why_piped))
-            yield batch.unpacked(crop)
+            yield batch.unpacked(request.crop)
     finally:
         del batches  # its destructor ends the workers, except one whose storage does not answer
         for worker in workers:

@@ -1,4 +1,4 @@
-"""What tests of the loaders share: files, draws, and a literal reading of Sec. 3 with Pillow."""
+"""Shared by tests of the loaders: files, draws, and a literal reading of Sec. 3 with Pillow."""
 
 import io
 from collections.abc import Callable, Generator, Iterable
@@ -17,6 +17,7 @@ from data.loading import Batch, WholeImages, load, load_whole
 from data.sources.index import ImageIndex
 
 Pixels = npt.NDArray[np.uint8]
+Picture = torch.Tensor | npt.NDArray[Any]
 LOADERS = ["dali", "torchvision"]
 CROP = 224
 
@@ -42,7 +43,7 @@ def jpeg(height: int, width: int, seed: int = 0, **options: Any) -> bytes:
 
 
 def write_index(folder: Path, files: list[bytes]) -> ImageIndex:
-    """Write the files as FOLDER/train/<class>/NNN.JPEG, one half in either of two classes."""
+    """Write the files as FOLDER/train/<class>/NNN.JPEG, half of them in each of two classes."""
     labels = np.arange(len(files)) * 2 // len(files)
     index = ImageIndex(
         ["first", "second"],
@@ -62,7 +63,7 @@ def some_draws(
     positions: list[tuple[float, float]] | None = None,
     flips: list[bool] | None = None,
 ) -> Draws:
-    """Draws of these images; crop positions in [0, 1], by default the centre."""
+    """Draws of these images; crop positions are in [0, 1], by default the centre."""
     count = len(indices := list(indices))
     positions = positions or [(0.5, 0.5)] * count
     return Draws(
@@ -113,15 +114,17 @@ def literal(data: bytes, draws: Draws, row: int, crop: int | None = CROP) -> npt
     return np.asarray(image).astype(np.int64)
 
 
-def largest(one: torch.Tensor | npt.NDArray, other: torch.Tensor | npt.NDArray) -> int:
-    """Largest absolute difference in pixel values; the shapes must be equal."""
-    a, b = np.asarray(one).astype(np.int64), np.asarray(other).astype(np.int64)
+def absolute_difference(a: Picture, b: Picture) -> npt.NDArray[np.int64]:
+    """Of each pixel value; the shapes must be equal."""
     assert a.shape == b.shape
-    return int(np.abs(a - b).max())
+    return np.abs(np.asarray(a).astype(np.int64) - np.asarray(b).astype(np.int64))
 
 
-def difference(one: torch.Tensor | npt.NDArray, other: torch.Tensor | npt.NDArray) -> float:
-    """Mean absolute difference in pixel values; the shapes must be equal."""
-    a, b = np.asarray(one).astype(np.int64), np.asarray(other).astype(np.int64)
-    assert a.shape == b.shape
-    return float(np.abs(a - b).mean())
+def largest(a: Picture, b: Picture) -> int:
+    """Largest absolute difference in pixel values."""
+    return int(absolute_difference(a, b).max())
+
+
+def difference(a: Picture, b: Picture) -> float:
+    """Mean absolute difference in pixel values."""
+    return float(absolute_difference(a, b).mean())

@@ -1,4 +1,4 @@
-"""A scaled-down ImageNet as it is distributed: nested tars, and a devkit with a real meta.mat."""
+"""A small ImageNet as it is distributed: nested tars, and a devkit with a real meta.mat."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ TEST, DEVKIT = "ILSVRC2012_img_test_v10102019.tar", "ILSVRC2012_devkit_t12.tar.g
 
 
 def words_of(wnids: list[str]) -> list[str]:
-    """What the devkit calls them."""
+    """The names that the devkit gives these classes."""
     return [f"{wnid} fish, Piscis {k}" for k, wnid in enumerate(wnids)]
 
 
@@ -32,7 +32,7 @@ def write_official(
     num_classes: int = 20,
     picture: Callable[[int], bytes] = lambda seed: jpeg(40 + seed % 23, 44 + seed % 17, seed),
 ) -> Official:
-    """Three to five training, two validation images a class; five test images; in mixed order."""
+    """Classes of three to five training and two validation images; five test images; shuffled."""
     rng = np.random.default_rng(num_classes)
     classes = files.wordnet_ids(num_classes)
     wnids = [classes[i] for i in rng.permutation(num_classes)]
@@ -61,7 +61,7 @@ def age(root: Path, seconds: float = 60.0) -> None:
 
 
 def unpack(official: Official, root: Path) -> Path:
-    """The folder layout, by the tar program, as one does by hand."""
+    """The folder layout, made by the tar program as one would by hand."""
     (train := root / "train").mkdir(parents=True)
     extract(official.root / TRAIN, train)
     for inner in train.glob("*.tar"):

@@ -1,4 +1,4 @@
-"""The list of images: of several processes that need it at once, one makes it."""
+"""The list of images: if several processes need it at once, one of them makes it."""
 
 import os
 import signal
@@ -15,23 +15,22 @@ from data.sources.index import open_dataset
 from tests.conftest import ROOT, composed
 from tests.tars import write_official
 
-KNOWN = {"state": np.array([1, 2])}
+STATE = {"stamps": np.array([[1, 0, 2]])}  # last changed long ago
 
-# Scans slowly, and says when it begins; prints what it got and how often it showed progress.
+# Scans slowly, and says when it begins; prints what it got and whether it waited for it.
 SLOW = """
 import sys, time
 from pathlib import Path
 import numpy as np
 from data.sources.cache import scan_once
-shown = []
+calls = []
 def scan():
     print("scans", flush=True)
     time.sleep(float(sys.argv[2]))
-    return {"found": np.array([int(sys.argv[3])])}
-known = {"state": np.array([1, 2])}
-progress = lambda: shown.append(1)
-found = scan_once(Path(sys.argv[1]), known, changed_ns=0, scan=scan, on_progress=progress)
-print("found", *found["found"], "waited" if len(shown) > 3 else "at once", flush=True)
+    return {"value": np.array([int(sys.argv[3])])}
+state = {"stamps": np.array([[1, 0, 2]])}
+arrays = scan_once(Path(sys.argv[1]), state, scan=scan, on_progress=lambda: calls.append(1))
+print("got", *arrays["value"], "waited" if len(calls) > 3 else "at once", flush=True)
 """
 
 
@@ -52,9 +51,9 @@ def test_one_process_scans_and_the_other_waits(tmp_path: Path) -> None:
         assert first.stdout
         assert first.stdout.readline() == "scans\n"
         with start(tmp_path, 0, 8) as second:
-            told = second.communicate(timeout=60)[0]
-        assert first.communicate(timeout=60)[0] == "found 7 at once\n"
-    assert told == "found 7 waited\n"
+            output = second.communicate(timeout=60)[0]
+        assert first.communicate(timeout=60)[0] == "got 7 at once\n"
+    assert output == "got 7 waited\n"
 
 
 def test_a_killed_scan_is_taken_over(tmp_path: Path) -> None:
@@ -64,10 +63,10 @@ def test_a_killed_scan_is_taken_over(tmp_path: Path) -> None:
         with start(tmp_path, 0, 8) as second:
             time.sleep(1)
             first.send_signal(signal.SIGKILL)
-            assert "scans\nfound 8 " in second.communicate(timeout=60)[0]
+            assert "scans\ngot 8 " in second.communicate(timeout=60)[0]
 
 
-def test_without_a_place_for_the_cache_each_scans(
+def test_without_a_cache_folder_each_process_scans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -76,23 +75,23 @@ def test_without_a_place_for_the_cache_each_scans(
 
     def scan() -> dict[str, np.ndarray]:
         calls.append(1)
-        return {"found": np.array(len(calls))}
+        return {"value": np.array(len(calls))}
 
     for n in (1, 2):
-        arrays = scan_once(tmp_path, KNOWN, changed_ns=0, scan=scan, on_progress=lambda: None)
-        assert arrays["found"] == n
+        arrays = scan_once(tmp_path, STATE, scan=scan, on_progress=lambda: None)
+        assert arrays["value"] == n
 
 
 @pytest.mark.parametrize("layout", ["folders", "tars"])
-def test_a_long_first_scan_shows_that_it_goes_on(
+def test_a_long_first_scan_reports_progress(
     layout: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the watchdog of several processes would take it for a process that hangs."""
+    """Otherwise the watchdog would take the process for one that hangs."""
     root, classes = small, 10
     if layout == "tars":
         official = write_official(tmp_path / "official")
         root, classes = official.root, len(official.classes)
     data = composed("data=folder", f"data.root={root}").data
-    shown: list[int] = []
-    open_dataset(data, lambda: shown.append(1))
-    assert len(shown) >= classes
+    calls: list[int] = []
+    open_dataset(data, lambda: calls.append(1))
+    assert len(calls) >= classes

@@ -1,4 +1,4 @@
-"""Folders and files that the user may not read: one sentence, by the real programs."""
+"""Folders and files that the user may not read: the real programs end with one sentence."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,20 +37,20 @@ def test_a_folder_that_may_not_be_entered(closed: Official, tmp_path: Path) -> N
     assert f"cannot read {inside} (Permission denied)" in refusal(program, "check", inside)
 
 
-def test_a_mean_image_that_could_not_be_written(closed: Official, tmp_path: Path) -> None:
-    """Is refused before an hour of work: here, before the images are found to be none."""
+def test_an_unwritable_mean_image_is_refused_first(closed: Official, tmp_path: Path) -> None:
+    """Not after an hour of work: here, before the images turn out to be no images."""
     closed.root.chmod(0o755)
     (folder := tmp_path / "read-only").mkdir(mode=0o555)
     out = folder / "mean.npy"
     sentence = refusal("scripts/prepare_imagenet.py", "mean", closed.root, "--out", out)
-    assert f"cannot write {out}: {folder} is not writable" in sentence
+    assert f"cannot write {out} (Permission denied)" in sentence
 
 
 def test_files_that_may_not_be_read(closed: Official, tmp_path: Path) -> None:
     closed.root.chmod(0o755)
     (closed.root / TRAIN).chmod(0o000)
-    found = refusal("scripts/prepare_imagenet.py", "check", closed.root)
-    assert f"cannot read {closed.root / TRAIN} (Permission denied)" in found
+    faults = refusal("scripts/prepare_imagenet.py", "check", closed.root)
+    assert f"cannot read {closed.root / TRAIN} (Permission denied)" in faults
     sentence = refusal("scripts/prepare_imagenet.py", "extract", closed.root, tmp_path / "out")
     assert f"cannot read {closed.root / TRAIN} (Permission denied)" in sentence
     (closed.root / DEVKIT).chmod(0o000)

@@ -1,4 +1,4 @@
-"""Randomness as data: distributions, and that nothing but (seed, place) matters."""
+"""Randomness as data: its distributions, and that it depends on seed and position alone."""
 
 from dataclasses import fields
 
@@ -34,7 +34,7 @@ def test_the_batch_size_and_the_first_step_do_not_matter() -> None:
     assert not np.array_equal(other.keys, large["keys"][:80])
 
 
-def test_shares_of_processes_make_up_the_batch() -> None:
+def test_the_processes_shares_make_up_the_batch() -> None:
     whole = training_draws(0, 7, 16, 1000, (256, 256))
     parts = joined([whole.rows(slice(4 * rank, 4 * rank + 4)) for rank in range(4)])
     assert all(np.array_equal(parts[f.name], getattr(whole, f.name)) for f in fields(Draws))
@@ -64,28 +64,25 @@ def test_draws_have_the_distributions_of_the_paper() -> None:
     assert np.abs(correlations).max() < 0.012
 
 
-def test_colour_follows_the_components_of_16() -> None:
+def test_colour_change_has_the_covariance_of_16() -> None:
     colours = training_draws(0, 0, 200_000, 1000, (256, 512)).colours.astype(float)
     values = np.array([55.46, 4.794, 1.148])
-    red, green, blue = (
-        [-0.5675, 0.7192, 0.4009],
-        [-0.5808, -0.0045, -0.8140],
-        [-0.5836, -0.6948, 0.4203],
+    vectors = np.array(  # rows: R, G, B
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
     )
-    vectors = np.array([red, green, blue])
     expected = vectors @ np.diag((0.1 * values) ** 2) @ vectors.T
     assert np.allclose(np.cov(colours.T), expected, rtol=0.02, atol=0.05)
     assert np.abs(colours.mean(0)).max() < 0.05
-    along = colours @ vectors[:, 0] / 5.546  # alpha of the first component, over its deviation
-    assert abs((along**4).mean() - 3) < 0.1  # a Gaussian's fourth moment
+    first = colours @ vectors[:, 0] / 5.546  # the first component, divided by its std
+    assert abs((first**4).mean() - 3) < 0.1  # a Gaussian's fourth moment
 
 
 @pytest.mark.parametrize("crop", [1, 5, 224])
-def test_offsets_cover_all_places_evenly(crop: int) -> None:
-    places = np.arange(0, POSITION_ONE, 97)
-    offsets = np.bincount([crop_offset(int(p), crop + 9, crop) for p in places])
-    assert len(offsets) == 10
-    assert offsets.max() - offsets.min() <= 2
+def test_all_crop_offsets_are_equally_likely(crop: int) -> None:
+    positions = np.arange(0, POSITION_ONE, 97)
+    counts = np.bincount([crop_offset(int(p), crop + 9, crop) for p in positions])
+    assert len(counts) == 10
+    assert counts.max() - counts.min() <= 2
     assert crop_offset(POSITION_ONE - 1, 4000, 224) == 4000 - 224
 
 
@@ -104,7 +101,7 @@ def test_validation_sees_every_image_once() -> None:
     assert joined(batches)["indices"].tolist() == list(range(10))
 
 
-def test_a_subset_is_fixed_and_spread() -> None:
+def test_a_subset_is_fixed_and_spread_over_all_images() -> None:
     chosen = subset(50_000, 3000)
     assert len(np.unique(chosen)) == 3000
     assert np.array_equal(chosen, subset(50_000, 3000))

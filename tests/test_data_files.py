@@ -27,12 +27,12 @@ from tests.pictures import (
 
 @pytest.fixture
 def make_index(tmp_path: Path) -> Callable[[list[bytes]], ImageIndex]:
-    """Files -> an index of them."""
+    """A function that writes files and returns an index of them."""
     return partial(write_index, tmp_path)
 
 
 def odd_files() -> dict[str, bytes]:
-    """Kinds of files that ImageNet or a user's folder holds, all named .JPEG."""
+    """Unusual files, as ImageNet or a user's folder may hold them, by kind; all are named .JPEG."""
     rgb = Image.fromarray(picture(300, 400, 5))
     ycck = encoded(rgb.convert("CMYK"), quality=95)
     deep = (picture(300, 400)[..., 0].astype(np.uint16) << 8) + 77
@@ -66,19 +66,19 @@ def odd_files() -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # from literal()
-def test_odd_files_are_rgb_and_agree(make_index):
+def test_loaders_decode_odd_files_alike(make_index):
     files = odd_files()
     index, draws = make_index(list(files.values())), some_draws(range(len(files)), 280)
-    ours = {name: next(iter(read(name, index, [draws]))).images for name in LOADERS}
-    assert ours["dali"].shape == (len(files), CROP, CROP, 3)
+    images = {name: next(read(name, index, [draws])).images for name in LOADERS}
+    assert images["dali"].shape == (len(files), CROP, CROP, 3)
     for row, (kind, data) in enumerate(files.items()):
-        assert difference(ours["dali"][row], ours["torchvision"][row]) < 0.5, kind
+        assert difference(images["dali"][row], images["torchvision"][row]) < 0.5, kind
         if kind == "16-bit png":  # Pillow's own conversion clips: the high byte is meant
             data = encoded(Image.fromarray(picture(300, 400)[..., 0]), "PNG")
-        assert difference(ours["torchvision"][row], literal(data, draws, row)) < 0.3, kind
+        assert difference(images["torchvision"][row], literal(data, draws, row)) < 0.3, kind
 
 
-def test_corrupt_metadata_is_passed_over_in_silence(tmp_path: Path) -> None:
+def test_corrupt_metadata_causes_no_warning(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(odd_files()["exif corrupt"])
     program = "import sys; from data.decoding import *; decode_rgb(open(sys.argv[1], 'rb').read())"
     done = run_program("-c", program, str(tmp_path / "a.jpg"))
@@ -101,7 +101,7 @@ def bad_files() -> dict[str, bytes]:
         "text": b"<html>404</html>" * 99,
         "cut in the pixels": whole[: len(whole) * 9 // 10],
         "cut in the header": whole[:300],
-        "cut by two bytes": whole[:-2] + b"",
+        "cut by two bytes": whole[:-2],
         "cut progressive": jpeg(300, 400, 4, progressive=True)[:-900],
         "broken tables": bytes(tables),
         "cut png": png[: len(png) // 2],
@@ -117,7 +117,7 @@ BAD = bad_files()
 
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_bad_file_stops_with_its_path(name, kind, make_index):
+def test_a_bad_file_is_refused_with_its_path(name, kind, make_index):
     good = jpeg(300, 400)
     index = make_index([good, good, BAD[kind], good])
     batches = read(name, index, [some_draws([0, 1]), some_draws([1, 2, 3])])
@@ -128,18 +128,18 @@ def test_a_bad_file_stops_with_its_path(name, kind, make_index):
     assert "\n" not in str(refused.value)
 
 
-def test_bad_files_are_replaced_alike(make_index):
+def test_loaders_replace_bad_files_alike(make_index):
     good = [jpeg(300, 400, seed) for seed in range(3)]
     files = [good[0], *BAD.values(), good[1], good[2], b"no image"]
     index, last_bad = make_index(files), len(files) - 1
     first_good, count = len(files) - 3, len(BAD)
-    wish = [list(range(len(files))), [2, last_bad], [0, first_good]]
-    draws = [some_draws(indices, 256, [(0.2, 0.7)] * len(indices)) for indices in wish]
+    drawn_indices = [list(range(len(files))), [2, last_bad], [0, first_good]]
+    draws = [some_draws(indices, 256, [(0.2, 0.7)] * len(indices)) for indices in drawn_indices]
     instead = dict.fromkeys(range(1, count + 1), first_good) | {last_bad: 0}
     for name in LOADERS:
         events: list[str] = []
         batches = list(read(name, index, draws, on_error="skip", on_event=events.append))
-        for batch, drawn, indices in zip(batches, draws, wish, strict=True):
+        for batch, drawn, indices in zip(batches, draws, drawn_indices, strict=True):
             shown = [instead.get(i, i) for i in indices]
             assert batch.indices.tolist() == shown
             assert batch.replaced.tolist() == [i in instead for i in indices]
@@ -148,29 +148,28 @@ def test_bad_files_are_replaced_alike(make_index):
                 assert difference(batch.images[row], literal(files[i], drawn, row)) < 0.3
         assert len(events) == len(instead)
         for bad, shown_instead in instead.items():
-            told = [event for event in events if f"image {index.path(bad)} " in event]
-            assert len(told) == 1
-            assert told[0].endswith(f"replaced by {index.path(shown_instead)}")
+            (event,) = [event for event in events if f"image {index.path(bad)} " in event]
+            assert event.endswith(f"replaced by {index.path(shown_instead)}")
 
 
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_nothing_but_bad_files(name, on_error, make_index):
+def test_a_set_of_bad_files_alone_is_refused(name, on_error, make_index):
     index = make_index([b"", b"text", BAD["broken tables"]])
     with pytest.raises(UserError, match=r"000\.JPEG"):
         next(read(name, index, [some_draws([0, 1])], on_error=on_error, on_event=print))
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_file_that_vanished_is_a_bad_file(name, make_index):
+def test_a_missing_file_is_a_bad_file(name, make_index):
     index = make_index([jpeg(300, 400), jpeg(300, 400)])
     Path(index.path(1)).unlink()
     with pytest.raises(UserError, match=r"001\.JPEG.*No such file"):
         next(read(name, index, [some_draws([1])]))
 
 
-def test_a_file_that_only_pillow_decodes_is_decoded_by_it(make_index, monkeypatch):
-    """DALI refuses the bytes (here: it is made to think they are an ordinary JPEG's)."""
+def test_pillow_decodes_a_batch_on_which_dali_fails(make_index, monkeypatch):
+    """DALI refuses a GIF, which it is made to take for an ordinary JPEG here."""
     import data.dali
 
     files = [jpeg(300, 400), encoded(Image.fromarray(picture(300, 400, 2)), "GIF"), jpeg(300, 400)]

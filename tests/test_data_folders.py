@@ -1,4 +1,4 @@
-"""Class folders with what people have in them: dead links, other files, times that do not move."""
+"""Class folders as people have them: broken links, other files, modification times set back."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def freeze(root: Path) -> None:
-    """All folders look as if they were last changed long ago, always at the same moment."""
+    """Give all folders the same modification time, long ago."""
     for path in (*root.glob("*"), *root.glob("*/*")):
         if path.is_dir():
             os.utime(path, (10**9, 10**9))
@@ -44,27 +44,27 @@ def names(root: Path) -> list[str]:
     return [os.path.relpath(index.path(i), root / "train") for i in range(len(index))]
 
 
-# Dead links
+# Broken links
 
 
 def link_half(root: Path, disk: Path) -> None:
     """Every second training image becomes a link to another disk."""
     for image in sorted(root.glob("train/*/*.jpg"))[::2]:
-        there = disk / image.parent.name / image.name
-        there.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(image, there)
-        image.symlink_to(there)
+        target = disk / image.parent.name / image.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(image, target)
+        image.symlink_to(target)
     freeze(root)
 
 
-def test_dead_links_are_refused_and_the_list_is_not_kept(
+def test_broken_links_are_refused_and_the_list_is_not_kept(
     root: Path, tmp_path: Path, cache: Path
 ) -> None:
     whole = names(root)
     shutil.rmtree(cache)
     link_half(root, tmp_path / "disk")
     (tmp_path / "disk").rename(tmp_path / "away")
-    first = rf"train has 6 links to what is not there.*c01/0\.jpg to {tmp_path}/disk/c01/0\.jpg"
+    first = rf"train has 6 broken links.*c01/0\.jpg to {tmp_path}/disk/c01/0\.jpg"
     with pytest.raises(UserError, match=first):
         scan_folder(root, "train")
     assert not list(cache.glob("*.npz"))
@@ -73,7 +73,7 @@ def test_dead_links_are_refused_and_the_list_is_not_kept(
 
 
 @pytest.mark.parametrize("link", ["train/c02", "train", "val", "test/7.jpg", "train/c01/loop.jpg"])
-def test_other_dead_links(root: Path, tmp_path: Path, link: str) -> None:
+def test_every_kind_of_broken_link_is_refused(root: Path, tmp_path: Path, link: str) -> None:
     (root / "test").mkdir()
     if (root / link).is_dir():
         shutil.move(root / link, tmp_path / "gone")
@@ -85,7 +85,7 @@ def test_other_dead_links(root: Path, tmp_path: Path, link: str) -> None:
 # Times
 
 
-def test_a_changed_folder_whose_time_was_set_back(root: Path, cache: Path) -> None:
+def test_a_changed_folder_with_its_time_set_back_is_listed_again(root: Path, cache: Path) -> None:
     before = names(root)
     assert list(cache.glob("*.npz"))
     (root / "train" / "c02" / "new.jpg").write_bytes(b"")
@@ -95,10 +95,10 @@ def test_a_changed_folder_whose_time_was_set_back(root: Path, cache: Path) -> No
     assert names(root) == expected
 
 
-def test_folders_of_an_object_store_never_change(
+def test_folders_of_an_object_store_are_listed_each_time(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a store cannot be mounted here: stamps are held still, the type is that of s3fs."""
+    """No such store can be mounted here: stamps are held still, and the type is that of s3fs."""
     monkeypatch.setattr(folders, "stamp", lambda _: (4096, 0, 0))
     before = names(root)
     shutil.rmtree(root / "train" / "c03")
@@ -109,14 +109,14 @@ def test_folders_of_an_object_store_never_change(
     assert names(root) == [name for name in before if name != "c03/0.jpg"]
 
 
-def test_file_systems_by_their_names() -> None:
+def test_type_of_a_file_system() -> None:
     assert file_system(os.stat("/proc").st_dev) == "proc"
     assert file_system(os.makedev(4000, 4000)) == ""
 
 
 @pytest.mark.parametrize("name", [TRAIN, DEVKIT])
-def test_a_tar_whose_time_was_set_back(tmp_path: Path, name: str) -> None:
-    """rsync -t and cp -p set it to that of the original."""
+def test_a_changed_tar_with_its_time_set_back_is_indexed_again(tmp_path: Path, name: str) -> None:
+    """As rsync -t and cp -p set it, to the original's."""
     official = write_official(tmp_path / "tars", num_classes=2, picture=lambda seed: b"%05d" % seed)
     before = scan_state(official.root / TRAIN)["stamps"]
     content = (official.root / name).read_bytes()
@@ -140,32 +140,26 @@ def test_a_tar_whose_time_was_set_back(tmp_path: Path, name: str) -> None:
 
 
 def test_files_that_are_not_used_are_counted(root: Path) -> None:
-    for name in (
-        "c01/a.tif",
-        "c01/b.TIFF",
-        "c02/c.tif",
-        "c02/d.Gif",
-        "c03/notes.txt",
-        "c03/.x.tif",
-    ):
+    names = "c01/a.tif c01/b.TIFF c02/c.tif c02/d.Gif c03/notes.txt c03/.x.tif"
+    for name in names.split():
         (root / "train" / name).write_bytes(b"")
     (root / "train" / "loose.jpg").write_bytes(b"")
     (root / "train" / "c02" / "more.jpg").mkdir()
     (root / "train" / "c02" / "more.jpg" / "deep.jpg").write_bytes(b"")
     freeze(root)
-    told = (
+    sentence = (
         f"not used in {root}/train: .gif 1, .tif 2, .tiff 1, folders inside 1, "
         "images outside class folders 1 (images are .jpg .jpeg .png .bmp .webp)"
     )
     for _ in range(2):  # listed, then from the cache
         index = scan_folder(root, "train")
         assert len(index) == 12
-        assert index.remarks() == [told]
+        assert index.remarks() == [sentence]
     assert scan_folder(root, "val").remarks() == []
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_val_may_lack_a_class_and_it_is_said(root: Path, is_there: bool) -> None:
+def test_a_class_that_val_lacks_is_reported(root: Path, is_there: bool) -> None:
     """Whether its folder is missing or empty. eval.py: tests/test_eval.py."""
     shutil.rmtree(root / "val" / "c03")
     if is_there:
@@ -178,8 +172,8 @@ def test_val_may_lack_a_class_and_it_is_said(root: Path, is_there: bool) -> None
     ]
 
 
-def test_pictures_that_are_not_used(tmp_path: Path) -> None:
+def test_pictures_that_are_not_used_are_counted(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.tif", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    (told,) = open_pictures([str(tmp_path), str(tmp_path / "a.jpg")], ["c01", "c02"]).remarks()
-    assert told.startswith(f"not used in {tmp_path}: .tif 1 (images are .jpg")
+    (sentence,) = open_pictures([str(tmp_path), str(tmp_path / "a.jpg")], ["c01", "c02"]).remarks()
+    assert sentence.startswith(f"not used in {tmp_path}: .tif 1 (images are .jpg")

@@ -45,7 +45,7 @@ def as_folders(official: Official, root: Path) -> Path:
 
 
 def as_kaggle(official: Official, root: Path) -> Path:
-    """Its lines are in no order, and end with a space."""
+    """Lines of the solution are in no order, and end with a space."""
     as_folders(official, root / CLS_LOC)
     flatten_val(official, root / CLS_LOC)
     rows = [f"{Path(n).stem},{wnid} 1 2 30 40 5 6 7 8 \n" for n, wnid in official.val_wnids.items()]
@@ -71,7 +71,7 @@ def flat_beside_unpacked_devkit(official: Official, root: Path) -> Path:
 
 
 def flat_beside_kaggles_labels(official: Official, root: Path) -> Path:
-    """Somebody has moved CLS-LOC."""
+    """The content of CLS-LOC has been moved to the top."""
     as_kaggle(official, root)
     for split in ("train", "val", "test"):
         (root / CLS_LOC / split).rename(root / split)
@@ -121,7 +121,7 @@ def test_every_layout_is_the_same_data_set(
     assert sorted(root.rglob("*")) == before
 
 
-def test_labels_and_words_are_those_of_the_truth(official: Official, tmp_path: Path) -> None:
+def test_labels_and_words_are_the_true_ones(official: Official, tmp_path: Path) -> None:
     root = as_kaggle(official, tmp_path / "set")
     val = scan_folder(root, "val")
     assert len(val) == len(official.val)
@@ -174,7 +174,7 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
 ]
 
 
-def test_what_is_refused(official: Official, tmp_path: Path) -> None:
+def test_damaged_files_are_refused(official: Official, tmp_path: Path) -> None:
     whole = as_kaggle(official, tmp_path / "whole")
     for split in ("train", "test"):
         shutil.rmtree(whole / CLS_LOC / split)
@@ -188,7 +188,7 @@ def test_what_is_refused(official: Official, tmp_path: Path) -> None:
         assert str(root) in str(refusal.value)
 
 
-def test_training_and_testing_on_kaggles_files(official: Official, tmp_path: Path) -> None:
+def test_training_and_testing_on_kaggles_folder(official: Official, tmp_path: Path) -> None:
     root = f"data.root={as_kaggle(official, tmp_path / 'set')}"
     options = [*TINY, "data=folder", root, f"runs={tmp_path}", "name=kaggle", "max_steps=2"]
     run_program("train.py", *options)

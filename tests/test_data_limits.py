@@ -11,8 +11,8 @@ from data.draws import centre_batches
 from tests.conftest import ROOT
 from tests.pictures import jpeg, read, write_index
 
-# Eight batches of 64 images, held all at once, from two processes: on each line of stdout an event,
-# then the number of images; all pixels go to a file.
+# Holds eight batches of 64 images at once, from two processes. Prints events, then the number of
+# images; writes all pixels to a file.
 PROGRAM = """
 import sys
 import numpy as np
@@ -35,8 +35,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("limit", "crop"), [("ulimit -n 128", 0), ("mount -t tmpfs -o size=1m none /dev/shm", 96)]
 )
-def test_batches_come_within_the_limit(limit: str, crop: int, tmp_path: Path) -> None:
-    """512 images, 14 MB, held at once; whole ones have sizes of their own."""
+def test_all_batches_arrive_despite_the_limit(limit: str, crop: int, tmp_path: Path) -> None:
+    """512 images, 14 MB, held at once; whole ones (crop 0) vary in size."""
     small_memory = limit.startswith("mount")
     isolated = ["unshare", "--mount"]
     if small_memory and subprocess.run([*isolated, "true"], capture_output=True).returncode:

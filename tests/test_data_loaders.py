@@ -1,4 +1,4 @@
-"""Both loaders against a literal reading of Sec. 3 with Pillow, and against each other."""
+"""Both loaders compared with a literal reading of Sec. 3 with Pillow, and with each other."""
 
 import io
 import itertools
@@ -38,15 +38,15 @@ from tests.pictures import (
     write_index,
 )
 
-WAYS = ["dali", "dali_whole", "torchvision", "whole_images", "plain_dali", "plain_torchvision"]
-WAYS += ["region_bound", "decode_bound", "prepare", "resize"]
+PATHS = ["dali", "dali_whole", "torchvision", "whole_images", "plain_dali", "plain_torchvision"]
+PATHS += ["region_bound", "decode_bound", "prepare", "resize"]
 # Height and width: ordinary, portrait, odd, extreme aspect ratios, far too large, far too small.
 SIZES = [(375, 500), (500, 333), (301, 257), (97, 1031), (900, 64), (1201, 1600), (61, 83), (9, 7)]
 
 
 @pytest.fixture
 def make_index(tmp_path: Path) -> Callable[[list[bytes]], ImageIndex]:
-    """Files -> an index of them."""
+    """A function that writes files and returns an index of them."""
     return partial(write_index, tmp_path)
 
 
@@ -65,7 +65,7 @@ def many_views(num_images: int) -> list[Draws]:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_an_exact_crop_is_what_resizing_everything_and_cropping_gives(name, make_index):
+def test_an_exact_crop_equals_resizing_then_cropping(name, make_index):
     files = [jpeg(*size, seed) for seed, size in enumerate(SIZES)]
     draws = many_views(len(files))
     for batch, drawn in zip(read(name, make_index(files), draws), draws, strict=True):
@@ -77,7 +77,7 @@ def test_an_exact_crop_is_what_resizing_everything_and_cropping_gives(name, make
 
 
 def whole_pixels(data: bytes, draws: Draws, row: int) -> npt.NDArray[np.int64]:
-    """The nearest whole pixels of the drawn rectangle, cut out and then resized by Pillow."""
+    """The drawn rectangle, rounded to whole pixels, cut out and then resized by Pillow."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale, (y, x) = int(draws.scales[row]), draws.positions[row].tolist()
     width, height = (side * scale // min(image.size) for side in image.size)
@@ -95,7 +95,7 @@ def whole_pixels(data: bytes, draws: Draws, row: int) -> npt.NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_training_crop_shows_whole_pixels(name, make_index):
+def test_a_training_crop_shows_whole_source_pixels(name, make_index):
     files = [jpeg(*size, seed) for seed, size in enumerate(SIZES)]
     draws = many_views(len(files))
     batches = read(name, make_index(files), draws, exact=False)
@@ -112,17 +112,14 @@ def test_loaders_give_the_same_bytes(exact, make_index):
     files = [jpeg(*size, seed) for seed, size in enumerate(SIZES)]
     index, draws = make_index(files), many_views(len(SIZES))
     read_all = (read(name, index, draws, exact=exact) for name in LOADERS)
-    for one, other in zip(*read_all, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.colours, other.colours)
-        assert torch.equal(one.keys, other.keys)
-        assert torch.equal(one.indices, other.indices)
+    for dali_batch, torchvision_batch in zip(*read_all, strict=True):
+        for field in ("images", "labels", "colours", "keys", "indices"):
+            assert torch.equal(getattr(dali_batch, field), getattr(torchvision_batch, field)), field
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_pipeline_that_resizes_as_on_a_gpu_sees_the_same(exact, make_index, monkeypatch):
-    """The graph for a GPU, on the CPU: DALI's own resize rounds otherwise than Pillow's."""
+def test_the_graph_for_a_gpu_shows_the_same(exact, make_index, monkeypatch):
+    """Here it runs on the CPU. DALI's resize and Pillow's round differently."""
     files = [jpeg(*size, seed) for seed, size in enumerate(SIZES)]
     index, draws = make_index(files), many_views(len(SIZES))
     ours = [batch.images for batch in read("dali", index, draws, exact=exact)]
@@ -132,18 +129,18 @@ def test_a_pipeline_that_resizes_as_on_a_gpu_sees_the_same(exact, make_index, mo
     )
     monkeypatch.setattr(dali, "render", lambda image, view, flip: image)
     for images, batch in zip(ours, read("dali", index, draws, exact=exact), strict=True):
-        for one, other in zip(images, batch.images, strict=True):
-            assert difference(one, other) < 0.5
+        for image, resized_by_dali in zip(images, batch.images, strict=True):
+            assert difference(image, resized_by_dali) < 0.5
 
 
-def test_resizing_threads_leave_the_number_of_torchs_threads(make_index):
+def test_resizing_leaves_torchs_number_of_threads(make_index):
     before = torch.get_num_threads()
     list(read("dali", make_index([jpeg(90, 80)]), [some_draws([0], 96)], crop=64))
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-def test_decoding_a_region_gives_the_pixels_of_decoding_everything(subsampling, make_index):
+def test_decoding_a_region_equals_decoding_everything(subsampling, make_index):
     sizes = [(375, 500), (1201, 1600), (301, 257)]
     files = [jpeg(*size, seed, subsampling=subsampling) for seed, size in enumerate(sizes)]
     files.append(jpeg(375, 500, 9, subsampling=subsampling, progressive=True))
@@ -153,8 +150,8 @@ def test_decoding_a_region_gives_the_pixels_of_decoding_everything(subsampling, 
         assert torch.equal(region.images, whole.images)
 
 
-def test_failures_that_are_not_the_files_are_told_once_and_end_the_run(make_index, monkeypatch):
-    """Out of memory, say: not every batch by Pillow for the rest of the training."""
+def test_failures_not_caused_by_files_are_reported_once_and_end_the_run(make_index, monkeypatch):
+    """Out of memory, say: Pillow must not decode every batch for the rest of the training."""
     index = make_index([jpeg(90, 80, seed) for seed in range(4)])
     build, seen, events = dali.build_pipeline, [], list[str]()
 
@@ -182,7 +179,7 @@ def test_failures_that_are_not_the_files_are_told_once_and_end_the_run(make_inde
 
 @pytest.mark.parametrize("close", [False, True])
 def test_memory_is_released_once_the_pipeline_is_gone(close, make_index, monkeypatch):
-    """Before that nothing of it is unused."""
+    """Earlier, all of it would still be in use."""
     build, pipelines, left = dali.build_pipeline, [], []
 
     def watched(*args, **how):
@@ -251,8 +248,8 @@ def test_starting_in_the_middle_gives_the_same_bytes(name, make_index):
 
     whole = steps(0)
     for start in (1, 4):
-        for one, again in zip(whole[start:], steps(start), strict=True):
-            assert torch.equal(one, again)
+        for images, resumed in zip(whole[start:], steps(start), strict=True):
+            assert torch.equal(images, resumed)
 
 
 def alive() -> tuple[set[int], set[threading.Thread]]:
@@ -299,34 +296,25 @@ def test_a_crop_larger_than_the_image_is_refused(name, make_index):
         next(read(name, make_index([jpeg(300, 400)]), [some_draws([0], 200)]))
 
 
-def test_benchmark_measures_every_way(make_index):
+def test_the_benchmark_measures_every_path(make_index):
     root = Path(make_index([jpeg(300, 400), jpeg(400, 300)]).folder).parent
     options = ["--json", "--root", str(root), "--images", "1", "--rounds", "1", "--threads", "1"]
     cache = str(root / "cache")
     done = run_program("scripts/benchmark.py", "data", *options, XDG_CACHE_HOME=cache)
     rows = json.loads(done.stdout)["rows"]
-    assert [row["path"] for row in rows] == WAYS
+    assert [row["path"] for row in rows] == PATHS
     assert all(row["images_per_second"] > 0 for row in rows)
     in_processes = ["torchvision", "plain_torchvision"]
     assert [row["path"] for row in rows if row["cpu_ms"] is None] == in_processes
 
 
-def test_unknown_loader(make_index):
+def test_an_unknown_loader_is_refused(make_index):
     with pytest.raises(UserError, match="dali, torchvision"):
         next(read("ffmpeg", make_index([jpeg(30, 40)]), []))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(make_index):
-    config = LoaderConfig(name="dali", device="gpu")
+def test_a_missing_gpu_is_refused(make_index):
+    index, config = make_index([jpeg(30, 40)]), LoaderConfig(name="dali", device="gpu")
     with pytest.raises(UserError, match="no CUDA device"):
-        next(
-            load(
-                make_index([jpeg(30, 40)]),
-                [],
-                crop=32,
-                loader=config,
-                on_error="stop",
-                on_event=print,
-            )
-        )
+        next(load(index, [], crop=32, loader=config, on_error="stop", on_event=print))

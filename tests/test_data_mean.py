@@ -1,4 +1,4 @@
-"""The mean that is subtracted: its sizes, and what is refused."""
+"""The mean that is subtracted: its sizes, and which files are refused."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_channel_mean_fits_every_size() -> None:
 
 
 def test_warp_is_bilinear() -> None:
-    """A picture that is linear in x and y stays so, sampled at the new pixel centres."""
+    """An image that is linear in x and y stays so, sampled at the new pixel centres."""
 
     def ramp(height: int, width: int) -> torch.Tensor:
         y, x = (torch.arange(n) + 0.5 for n in (height, width))
@@ -28,7 +28,7 @@ def test_warp_is_bilinear() -> None:
 
     mean = ramp(32, 32)
     assert warp_mean(mean, 32, 32) is mean
-    inner = slice(2, -2)  # beyond the outermost pixel centres the border is repeated
+    inner = slice(2, -2)  # beyond the outermost pixel centres, values are repeated
     for size in ((48, 64), (32, 50), (33, 32)):
         torch.testing.assert_close(warp_mean(mean, *size)[inner, inner], ramp(*size)[inner, inner])
 
@@ -44,7 +44,7 @@ def test_warp_is_bilinear() -> None:
         (np.full((8, 8, 3), 300.0), "outside 0"),
     ],
 )
-def test_files_that_are_no_mean_are_refused(tmp_path: Path, array: object, message: str) -> None:
+def test_files_that_hold_no_mean_are_refused(tmp_path: Path, array: object, message: str) -> None:
     file = tmp_path / "mean.npy"
     if isinstance(array, bytes):
         file.write_bytes(array)

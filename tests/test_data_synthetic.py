@@ -1,4 +1,4 @@
-"""The embedded set: complete, varied, deterministic, safely made, and not solvable by colour."""
+"""The embedded set: complete, varied, deterministic, safely made, not solvable by colour."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ def decoded(split: str, label: int, number: int) -> Image.Image:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A set of a few images, for tests of how it is put in place."""
+    """A small set, for tests of how the folder is made."""
     monkeypatch.setattr(module, "IMAGES", {"train": 3, "val": 1})
 
 
@@ -67,19 +67,19 @@ def test_kinds_of_files_are_those_of_imagenet(synthetic: Path) -> None:
     assert 0.15 < np.mean(height > width) < 0.35
 
 
-def test_same_image_each_time_and_another_for_each_place() -> None:
-    places = [(split, label, n) for split in IMAGES for label in (0, 9) for n in (0, 1)]
-    files = [encode_image(*place) for place in places]
-    assert files == [encode_image(*place) for place in places]
+def test_images_are_the_same_each_time_and_all_different() -> None:
+    keys = [(split, label, n) for split in IMAGES for label in (0, 9) for n in (0, 1)]
+    files = [encode_image(*key) for key in keys]
+    assert files == [encode_image(*key) for key in keys]
     assert len(set(files)) == len(files)
 
 
-def test_version_names_these_images() -> None:
-    """Coarse, as the last digit may differ between machines. Raise VERSION when this changes."""
-    found = [np.asarray(decoded("val", k, 0).convert("RGB")).mean() for k in range(10)]
+def test_the_version_stands_for_these_images() -> None:
+    """Within 0.5, as machines may differ. Raise VERSION when this changes."""
+    means = [np.asarray(decoded("val", k, 0).convert("RGB")).mean() for k in range(10)]
     assert module.VERSION == 1
     golden = [135.4, 146.8, 117.7, 133.1, 127.9, 144.0, 129.7, 128.2, 138.6, 137.7]
-    assert found == pytest.approx(golden, abs=0.5)
+    assert means == pytest.approx(golden, abs=0.5)
 
 
 def test_second_call_changes_nothing(few: None, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_second_call_changes_nothing(few: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["file lost", "other version"])
-def test_damaged_or_old_set_is_made_anew(few: None, tmp_path: Path, damage: str) -> None:
+def test_damaged_or_old_set_is_generated_again(few: None, tmp_path: Path, damage: str) -> None:
     root = tmp_path / "set"
     make_synthetic(root)
     whole = snapshot(root)
@@ -122,7 +122,7 @@ def test_folder_with_something_else_is_left_alone(few: None, tmp_path: Path) -> 
     assert snapshot(tmp_path) == {"train/n01440764/mine.JPEG": b"precious"}
 
 
-def test_a_file_in_the_place_is_refused(few: None, tmp_path: Path) -> None:
+def test_a_file_at_the_path_is_refused(few: None, tmp_path: Path) -> None:
     (tmp_path / "set").write_text("x")
     with pytest.raises(UserError, match="is not the generated set"):
         make_synthetic(tmp_path / "set")
@@ -140,7 +140,7 @@ def test_failure_leaves_nothing(few: None, tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_racing_makers_end_with_one_whole_set(few: None, tmp_path: Path) -> None:
+def test_concurrent_calls_leave_one_whole_set(few: None, tmp_path: Path) -> None:
     root = tmp_path / "set"
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(make_synthetic, [root] * 4))
@@ -152,7 +152,7 @@ def test_racing_makers_end_with_one_whole_set(few: None, tmp_path: Path) -> None
 
 
 def test_every_pattern_draws_at_extreme_shapes() -> None:
-    """And fills neither nothing nor everything."""
+    """The image is not of one colour."""
     rng = np.random.default_rng(0)
     for name in PATTERNS:
         for size in ((128, 400), (400, 128)):
@@ -162,7 +162,7 @@ def test_every_pattern_draws_at_extreme_shapes() -> None:
 
 
 def test_colour_does_not_give_the_class_away(synthetic: Path) -> None:
-    """Nearest class by colour statistics, learned on train, tested on val: near chance (10 %)."""
+    """A linear and a nearest-neighbour classifier of colour statistics are near chance (10 %)."""
     features = {}
     for split in IMAGES:
         images = scan_folder(synthetic, split)
@@ -182,7 +182,7 @@ def test_colour_does_not_give_the_class_away(synthetic: Path) -> None:
 
 
 def colour_features(data: bytes) -> np.ndarray:
-    """Mean and deviation of R, G, B, then their histograms of eight bins each."""
+    """Mean and std of R, G, B, then a histogram of eight bins of each."""
     image = Image.open(BytesIO(data)).convert("RGB").resize((96, 96))
     pixels = np.asarray(image, np.float64).reshape(-1, 3)
     bins = [np.histogram(pixels[:, c], 8, (0, 256))[0] / len(pixels) for c in range(3)]

@@ -1,4 +1,4 @@
-"""What may be in a tar, what must not be, and that nothing odd passes unnoticed."""
+"""What a tar may hold, and that every fault in it is noticed."""
 
 import io
 import os
@@ -13,12 +13,12 @@ import pytest
 from data.sources.tars import TarListing, list_images
 from tests.tars import tar_of
 
-Lister = Callable[[bytes], TarListing]  # the content of a tar -> the images in it
+Lister = Callable[[bytes], TarListing]
 
 
 @pytest.fixture
-def listed(tmp_path: Path) -> Lister:
-    """The content of a tar -> the images in it."""
+def list_tar(tmp_path: Path) -> Lister:
+    """A function that lists the images of a tar, given its bytes."""
 
     def list_content(content: bytes) -> TarListing:
         (tmp_path / "a.tar").write_bytes(content)
@@ -29,7 +29,7 @@ def listed(tmp_path: Path) -> Lister:
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_folders_and_other_files(listed: Lister, kind: int) -> None:
+def test_long_names_folders_and_other_files(list_tar: Lister, kind: int) -> None:
     long = "x" * 200 + ".JPEG"
     files = {
         **{"deep/" * 40 + "b.jpg": b"1", long: b"22", "caf\udce9.png": b"4", "A.PNG": b"333"},
@@ -45,59 +45,59 @@ def test_long_names_folders_and_other_files(listed: Lister, kind: int) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    found = listed(whole.getvalue())
-    assert found.fault == ""
-    assert found.names.tolist() == [b"A.PNG", b"b.jpg", b"caf\xe9.png", long.encode()]
-    places = zip(found.offsets.tolist(), found.sizes.tolist(), strict=True)
+    listing = list_tar(whole.getvalue())
+    assert listing.fault == ""
+    assert listing.names.tolist() == [b"A.PNG", b"b.jpg", b"caf\xe9.png", long.encode()]
+    places = zip(listing.offsets.tolist(), listing.sizes.tolist(), strict=True)
     data = [whole.getvalue()[offset : offset + size] for offset, size in places]
     assert data == [b"333", b"1", b"4", b"22"]
 
 
 @pytest.mark.parametrize("link", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_an_image_without_bytes_is_a_fault(listed: Lister, link: bytes) -> None:
+def test_an_image_that_is_a_link_is_a_fault(list_tar: Lister, link: bytes) -> None:
     whole = io.BytesIO(tar_of({"a.jpg": b"1"}))
     with tarfile.open(fileobj=whole, mode="a") as tar:
         member = tarfile.TarInfo("b.jpg")
         member.type, member.linkname = link, "a.jpg"
         tar.addfile(member)
-    found = listed(whole.getvalue())
-    assert found.names.tolist() == [b"a.jpg"]
-    assert "holds 'b.jpg' as a link" in found.fault
+    listing = list_tar(whole.getvalue())
+    assert listing.names.tolist() == [b"a.jpg"]
+    assert "holds 'b.jpg' as a link" in listing.fault
 
 
-def test_every_cut_and_every_bad_header_is_noticed(listed: Lister) -> None:
-    """The independent truth: where the members were written."""
+def test_every_cut_and_every_bad_header_is_noticed(list_tar: Lister) -> None:
+    """The independent truth is tarfile's list of where the members lie."""
     files = {f"{k}.jpg": b"x" * (100 + 300 * k) for k in range(8)} | {"y" * 150 + ".jpg": b"z" * 99}
     content = tar_of(files)
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        every = tar.getmembers()
-    ends = [member.offset_data + -(-member.size // 512) * 512 for member in every]
+        members = tar.getmembers()
+    ends = [member.offset_data + -(-member.size // 512) * 512 for member in members]
     for cut in [*range(0, ends[-1] + 512, 101), *ends, ends[-1] + 511]:
-        found = listed(content[:cut])
-        assert f"is cut short at byte {cut}" in found.fault, cut
-        assert len(found.names) == sum(end <= cut for end in ends)
-    assert listed(content[: ends[-1] + 512]).fault == ""  # one block of zeros ends a tar
-    for k, member in enumerate(every):
+        listing = list_tar(content[:cut])
+        assert f"is cut short at byte {cut}" in listing.fault, cut
+        assert len(listing.names) == sum(end <= cut for end in ends)
+    assert list_tar(content[: ends[-1] + 512]).fault == ""  # one block of zeros ends a tar
+    for k, member in enumerate(members):
         for byte in (0, 130, 148):  # name, size, checksum
-            spoilt = bytearray(content)
-            spoilt[member.offset + byte] ^= 0x15
-            found = listed(bytes(spoilt))
-            assert re.search(rf"is damaged.* at byte {member.offset}\b", found.fault)
-            assert len(found.names) == k
+            spoiled = bytearray(content)
+            spoiled[member.offset + byte] ^= 0x15
+            listing = list_tar(bytes(spoiled))
+            assert re.search(rf"is damaged.* at byte {member.offset}\b", listing.fault)
+            assert len(listing.names) == k
 
 
-def test_a_hole_is_not_the_end(listed: Lister) -> None:
+def test_a_hole_is_not_the_end(list_tar: Lister) -> None:
     """As an interrupted download may leave it: a header of zeros in the middle."""
     content = bytearray(tar_of({f"{k}.jpg": b"x" * 9000 for k in range(8)}))
     at = 3 * (512 + 9216)
     content[at : at + 512] = bytes(512)
-    found = listed(bytes(content))
-    assert f"damaged at byte {at}, where a header should be" in found.fault
-    assert len(found.names) == 3
+    listing = list_tar(bytes(content))
+    assert f"damaged at byte {at}, where a header should be" in listing.fault
+    assert len(listing.names) == 3
 
 
 def test_images_are_not_read_and_memory_stays_flat(tmp_path: Path) -> None:
-    """A gigabyte each, of which the disk holds nothing; tracemalloc sees what scanning takes."""
+    """Images of a gigabyte each, of which the disk stores nothing."""
 
     def peak(count: int) -> float:
         with open(tmp_path / "large.tar", "wb") as file:
@@ -110,11 +110,11 @@ def test_images_are_not_read_and_memory_stays_flat(tmp_path: Path) -> None:
         with open(tmp_path / "large.tar", "rb", buffering=1024) as file:
             tracemalloc.start()
             before = bytes_read()
-            found = list_images(file)
+            listing = list_images(file)
             assert bytes_read() - before < 1100 * (count + 2)
             memory = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-        assert (found.fault, len(found.names)) == ("", count)
+        assert (listing.fault, len(listing.names)) == ("", count)
         return memory
 
     few, many = peak(200), peak(4200)

@@ -1,4 +1,4 @@
-"""Reading images out of a tar: from threads and processes, and when the tar is no longer it."""
+"""Reading images from a tar: in threads and processes, and after the tar has changed."""
 
 import gc
 import multiprocessing
@@ -39,7 +39,7 @@ def contents(index: ImageIndex) -> list[bytes]:
 
 
 def open_files(path: Path) -> int:
-    """How often this process has the file open."""
+    """How many times this process has the file open."""
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
     return sum(os.path.exists(link) and os.path.samefile(link, path) for link in links)
 
@@ -59,11 +59,11 @@ def test_one_open_file_for_all_threads_closed_with_the_index(official: Official)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read_all, [index] * 8))
     assert open_files(path) == 1
-    again = pickle.loads(pickle.dumps(index))
+    copy = pickle.loads(pickle.dumps(index))
     assert open_files(path) == 1
-    assert contents(again) == contents(index)
+    assert contents(copy) == contents(index)
     assert open_files(path) == 2
-    del index, again
+    del index, copy
     gc.collect()
     assert open_files(path) == 0
 
@@ -92,7 +92,7 @@ def test_processes_read_at_the_same_time(official: Official, method: str) -> Non
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_tar_that_changed_after_it_was_indexed(official: Official, name: str) -> None:
+def test_a_tar_that_changed_after_indexing_is_refused(official: Official, name: str) -> None:
     index = scan_folder(official.root, "train")
     os.utime(official.root / TRAIN)
     draws = training_batches(0, 0, 1, 4, len(index), (36, 64))
@@ -101,7 +101,7 @@ def test_a_tar_that_changed_after_it_was_indexed(official: Official, name: str) 
         list(load(index, draws, crop=32, loader=config, on_error="skip", on_event=pytest.fail))
 
 
-def test_a_tar_cut_while_it_is_read(official: Official) -> None:
+def test_a_tar_cut_short_while_it_is_read_is_refused(official: Official) -> None:
     index = scan_folder(official.root, "val")
     assert index.tar is not None
     index.read(0)
@@ -112,7 +112,7 @@ def test_a_tar_cut_while_it_is_read(official: Official) -> None:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_other_images_do_not_stand_in_for_a_cut_tar(official: Official, name: str) -> None:
+def test_images_of_a_cut_tar_are_not_replaced(official: Official, name: str) -> None:
     index = scan_folder(official.root, "train")
     draws = training_batches(0, 0, 200, 4, len(index), (36, 64))
     config = LoaderConfig(name=name, workers=1)
@@ -123,7 +123,7 @@ def test_other_images_do_not_stand_in_for_a_cut_tar(official: Official, name: st
         list(batches)
 
 
-def test_a_tar_that_is_gone(official: Official) -> None:
+def test_a_missing_tar_is_an_oserror(official: Official) -> None:
     index = scan_folder(official.root, "val")
     (official.root / VAL).unlink()
     with pytest.raises(FileNotFoundError):
@@ -131,7 +131,7 @@ def test_a_tar_that_is_gone(official: Official) -> None:
 
 
 def seconds_of(run: Callable[[], object], rounds: int) -> float:
-    """Of the fastest call: other work on the machine counts less."""
+    """Of the fastest call, which other work on the machine slows least."""
     taken = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -140,8 +140,8 @@ def seconds_of(run: Callable[[], object], rounds: int) -> float:
     return min(taken)
 
 
-def test_a_full_imagenet_is_a_small_list(tmp_path: Path) -> None:
-    """A kept list of 1,281,167 images, whose tar is empty."""
+def test_a_list_as_long_as_imagenets_is_small_and_fast(tmp_path: Path) -> None:
+    """A kept list of 1,281,167 images; the tar itself is empty."""
     num_images, num_classes = NUM_IMAGES["train"], 1000
     (tar := tmp_path / TRAIN).touch()
     names = np.char.add(b"n01440764_", np.arange(num_images).astype("S7"))
@@ -167,7 +167,7 @@ def test_a_full_imagenet_is_a_small_list(tmp_path: Path) -> None:
     assert seconds_of(lambda: draw(0, next(steps)), rounds=100) < 1e-3
 
 
-def test_benchmark_takes_a_sample_out_of_tars(official: Official) -> None:
+def test_the_benchmark_extracts_a_sample_of_tars(official: Official) -> None:
     images = scan_folder(official.root, "train")
     assert images.folder.endswith(TRAIN)
     with class_folders(official.root) as folder:

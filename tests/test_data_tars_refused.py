@@ -1,4 +1,4 @@
-"""What is refused of the official tars: one sentence says what is wrong and what to do."""
+"""Official tars that are refused: one sentence says what is wrong and what to do."""
 
 import builtins
 import io
@@ -44,7 +44,7 @@ def cut(name: str, share: float) -> Callable[[Official], Any]:
 
 
 def html(name: str) -> Callable[[Official], Any]:
-    """What is saved where a download page asks for a login first."""
+    """The file is what a download saves when the page asks for a login."""
     return lambda official: (official.root / name).write_text("<html>Please log in</html>")
 
 
@@ -138,7 +138,7 @@ BAD: list[tuple[str, Callable[[Official], Any], str]] = [
 
 
 @pytest.mark.parametrize(("split", "spoil", "sentence"), BAD)
-def test_refused(
+def test_a_spoiled_file_is_refused(
     official: Official, split: str, spoil: Callable[[Official], Any], sentence: str
 ) -> None:
     spoil(official)
@@ -148,18 +148,16 @@ def test_refused(
     assert str(official.root) in str(refusal.value)
 
 
-def test_what_is_usable_of_a_cut_training_tar(official: Official) -> None:
+def test_classes_before_a_cut_are_usable(official: Official) -> None:
     path = official.root / TRAIN
     with tarfile.open(path) as tar:
-        every = tar.getmembers()
-    at = every[12].offset_data + 700
+        members = tar.getmembers()
+    at = members[12].offset_data + 700
     os.truncate(path, at)
-    whole = [member.name[:-4] for member in every[:12]]
+    whole = [member.name[:-4] for member in members[:12]]
     images = sum(len(official.train[name]) for name in whole)
-    sentence = (
-        f"cut short at byte {at}, inside '{every[12].name}': 12 of its 20 classes, {images} images"
-    )
-    with pytest.raises(UserError, match=sentence):
+    place = f"cut short at byte {at}, inside '{members[12].name}'"
+    with pytest.raises(UserError, match=f"{place}: 12 of its 20 classes, {images} images"):
         scan_folder(official.root, "train")
     tar = read_train_tar(path)
     assert list(tar.classes) == sorted(whole)
@@ -184,7 +182,7 @@ def test_a_file_that_may_not_be_read(
         scan_folder(official.root, "train")
 
 
-def test_folders_win_split_by_split(official: Official, tmp_path: Path) -> None:
+def test_a_folder_replaces_the_tar_of_its_split(official: Official, tmp_path: Path) -> None:
     folders = unpack(official, tmp_path / "folders")
     (folders / "val").rename(official.root / "val")
     train, val = scan_folder(official.root, "train"), scan_folder(official.root, "val")
@@ -196,13 +194,13 @@ def test_folders_win_split_by_split(official: Official, tmp_path: Path) -> None:
 
 
 def test_the_devkit(official: Official) -> None:
-    found = read_devkit(official.root / DEVKIT)
-    assert found.wnids == official.wnids  # and none of the inner nodes
-    assert found.classes == official.classes
-    assert found.words[official.wnids[4]] == f"{official.wnids[4]} fish, Piscis 4"
-    assert sorted(found.words) == official.classes
-    of_label = [official.wnids[number - 1] for number in found.ids]
+    devkit = read_devkit(official.root / DEVKIT)
+    assert devkit.wnids == official.wnids  # and none of the inner nodes
+    assert devkit.classes == official.classes
+    assert devkit.words[official.wnids[4]] == f"{official.wnids[4]} fish, Piscis 4"
+    assert sorted(devkit.words) == official.classes
+    of_label = [official.wnids[number - 1] for number in devkit.ids]
     assert of_label == official.classes
     labels = [official.classes.index(wnid) for wnid in official.val_wnids.values()]
-    assert found.val_labels.tolist() == labels
-    assert [official.wnids[n - 1] for n in found.val_ids] == list(official.val_wnids.values())
+    assert devkit.val_labels.tolist() == labels
+    assert [official.wnids[n - 1] for n in devkit.val_ids] == list(official.val_wnids.values())

@@ -1,4 +1,4 @@
-"""A loader's process or thread dies in the middle of training: nothing hangs, nothing is lost."""
+"""A loader's process or thread dies during training: nothing hangs, and nothing is lost."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def name_of(pid: int) -> str:
 
 @pytest.mark.slow
 def test_a_killed_worker_process(command: list[str], runs: Path, undisturbed: Path) -> None:
-    """The undisturbed run had the other loader, which shows the same images."""
+    """The undisturbed run used the other loader, which shows the same images."""
     folder = runs / "worker-killed"
     arguments = [*command, "loader=torchvision", "loader.workers=2", f"name={folder.name}"]
     process = subprocess.Popen(
@@ -54,7 +54,7 @@ def test_a_killed_worker_process(command: list[str], runs: Path, undisturbed: Pa
     assert metrics(folder) == metrics(undisturbed)
 
 
-# train.py in whose reading threads memory ends once, in the middle of the run.
+# train.py whose reading threads run out of memory once, in the middle of the run.
 FAILING = """
 import sys
 import train
@@ -84,7 +84,7 @@ def test_a_dying_thread(command: list[str], runs: Path, undisturbed: Path) -> No
 
 
 class Broken(ImageIndex):
-    """Reading image 7 fails in a way that no bad file does."""
+    """Reading image 7 fails as no bad file does."""
 
     error: type[Exception]
 
@@ -104,10 +104,10 @@ class BrokenMemory(Broken):
 
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("kind", [BrokenRuntime, BrokenMemory])
-def test_an_unexpected_error_in_a_reader_comes_out(
+def test_an_unexpected_error_in_a_reader_is_raised(
     name: str, kind: type[Broken], small: Path
 ) -> None:
-    """At its place: the batches before it are whole; also where bad images are skipped."""
+    """After the batches before it, and even if bad images are skipped."""
     whole = scan_folder(small, "train")
     index = kind(whole.classes, whole.labels, whole.folder, whole.names)
     draws = [some_draws([4 * step, 4 * step + 3], 80) for step in range(4)]

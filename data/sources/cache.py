@@ -31,7 +31,7 @@ _SETTLED_NS = 2_000_000_000
 def stamp(status: os.stat_result) -> Stamp:
     """What tells a changed file or folder from the same one before.
 
-    Copying tools set a content's time (mtime) back to that of the original; nothing sets ctime.
+    Copying tools set the time of the content (mtime) back to the original's; nothing sets ctime.
     """
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -48,23 +48,19 @@ def cache_file(source: Path) -> Path:
 
 
 def scan_once(
-    source: Path,
-    state: Arrays,
-    *,
-    changed_ns: int,
-    scan: Callable[[], Arrays],
-    on_progress: OnProgress,
+    source: Path, state: Arrays, *, scan: Callable[[], Arrays], on_progress: OnProgress
 ) -> Arrays:
     """The result of `scan` for this folder or file, from the cache if it is still valid.
 
-    A kept scan is valid if it was made of a source in the same `state`. changed_ns: when the source
-    last changed. If several processes ask at once, one of them scans.
+    A kept scan is valid if the source was in the same `state`, which includes "stamps": the
+    stamps, [n, 3], of all that was scanned. If several processes ask at once, one of them scans.
     """
     cache = cache_file(source)
     arrays = _recall(cache, state)
     if arrays is not None:
         return arrays
-    if time.time_ns() - changed_ns <= _SETTLED_NS:
+    last_change_ns = int(state["stamps"][:, 1].max())
+    if time.time_ns() - last_change_ns <= _SETTLED_NS:
         return scan()
     with _scanning(cache, on_progress):
         arrays = _recall(cache, state)
@@ -86,7 +82,7 @@ def _recall(cache: Path, state: Arrays) -> Arrays | None:
 
 @contextmanager
 def _scanning(cache: Path, on_progress: OnProgress) -> Iterator[None]:
-    """One process at a time is inside, the others wait; without a place for a lock, none waits."""
+    """One process at a time is inside; where no lock can be taken, none waits."""
     with ExitStack() as stack:
         with suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +91,7 @@ def _scanning(cache: Path, on_progress: OnProgress) -> Iterator[None]:
 
 
 def keep(cache: Path, **arrays: npt.NDArray[Any]) -> None:
-    """Write the cache file. Does nothing if it cannot be written."""
+    """Write the cache file; does nothing if it cannot be written."""
     with suppress(OSError, UserError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache, lambda file: np.savez(file, allow_pickle=False, **arrays))

@@ -1,4 +1,4 @@
-"""The development kit of ILSVRC 2012: classes, their words, and the validation labels.
+"""The development kit of ILSVRC 2012: classes, their English names, and the validation labels.
 
 It numbers the classes 1, 2, ... (ILSVRC2012_ID) in an order of its own; our labels are the ranks of
 the WordNet ids. It also describes inner nodes of WordNet, which come after the classes.
@@ -52,7 +52,7 @@ class Devkit:
     def labels_of(self, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
         """[N] our labels of validation images, by the numbers in their names; -1: unknown number.
 
-        Their order would not do: it does not tell which image is missing.
+        Their order is not enough: it does not tell which image is missing.
         """
         rows = np.array([number_of(name) for name in names.tolist()], np.int64) - 1
         known = (rows >= 0) & (rows < len(self.val_ids))
@@ -68,9 +68,9 @@ def number_of(name: bytes) -> int:
 
 
 def read_devkit(path: Path) -> Devkit:
-    """The devkit in ILSVRC2012_devkit_t12.tar.gz, read without unpacking it, or in its folder.
+    """The devkit at `path`: ILSVRC2012_devkit_t12.tar.gz, or its unpacked folder.
 
-    Raises UserError if the file cannot be read, is damaged or incomplete, or contradicts itself.
+    Raises UserError if a file cannot be read, is damaged or incomplete, or contradicts itself.
     """
     files = _read_files(path)
     try:
@@ -103,7 +103,7 @@ def _refused(path: Path, why: str) -> UserError:
 def _read_files(path: Path) -> dict[str, bytes]:
     """The two files of the devkit that matter here."""
     files: dict[str, bytes] = {}
-    if not path.name.endswith(".gz"):  # somebody has unpacked it
+    if not path.name.endswith(".gz"):  # unpacked
         for name in (META, TRUTH):
             with readable(path / name):
                 files[name] = (path / name).read_bytes()
@@ -115,8 +115,8 @@ def _read_files(path: Path) -> dict[str, bytes]:
                 if name in (META, TRUTH) and (content := tar.extractfile(member)):
                     files[name] = content.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        first = str(error).partition("\n")[0].rstrip(":")  # tarfile lists what it has tried
-        raise _refused(path, f"is not a whole .tar.gz ({first})") from error
+        first_line = str(error).partition("\n")[0].rstrip(":")  # tarfile lists what it has tried
+        raise _refused(path, f"is not a whole .tar.gz ({first_line})") from error
     for name in (META, TRUTH):
         if name not in files:
             raise _refused(path, f"holds no {name}")
@@ -124,7 +124,6 @@ def _read_files(path: Path) -> dict[str, bytes]:
 
 
 def _read_synsets(meta: bytes) -> list[dict[str, Any]]:
-    # Imported only here: it takes a second, and is not needed once the scan is in the cache.
-    from scipy.io import loadmat
+    from scipy.io import loadmat  # takes a second; not needed once the scan is in the cache
 
     return loadmat(io.BytesIO(meta), simplify_cells=True)["synsets"]

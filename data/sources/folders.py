@@ -16,15 +16,15 @@ from common.errors import UserError, reason, refusing
 from data.sources.cache import Arrays, OnProgress, no_report, scan_once, stamp
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".bmp", b".webp")  # in either case
-EXTENSION_NAMES = " ".join(extension.decode() for extension in EXTENSIONS)
-# Files that their owner takes for images too: they are not used, but counted.
+EXTENSION_NAMES = b" ".join(EXTENSIONS).decode()
+# Images of other formats: they are not used, but counted.
 _OTHER_EXTENSIONS = (
     *(b".tif", b".tiff", b".gif", b".jfif", b".jpe", b".jp2", b".j2k", b".jxl", b".avif"),
     *(b".heic", b".heif", b".ppm", b".pgm", b".pbm", b".pnm", b".tga", b".dng", b".raw"),
 )
 UNFINISHED = ".unfinished"  # marks a split that data/prepare/write.py has not finished
 SCAN_THREADS = 16  # network file systems answer slowly but many requests at a time
-_DEEPER, _OUTSIDE = "folders inside", "images outside class folders"  # of what is not used
+_DEEPER, _OUTSIDE = "folders inside", "images outside class folders"  # also not used, but counted
 
 
 @dataclass(frozen=True)
@@ -34,39 +34,39 @@ class FolderScan:
     classes: list[str]  # the class folders, sorted; []: the images lie in the split's own folder
     counts: npt.NDArray[np.int64]  # images of each class
     names: npt.NDArray[np.bytes_]  # [N]
-    left_out: str  # a sentence on files that are not used; "": there are none
+    left_out: str  # a sentence on files that are not used, if any
 
 
 def is_image(name: bytes) -> bool:
-    """Whether a file of this name counts as an image; hidden files do not."""
+    """Whether a file of this name counts as an image; a hidden one does not."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(b".")
 
 
 def refuse_closed(folder: Path) -> None:
-    """Raises UserError if the user may not enter the folder."""
+    """Raises UserError if the user may not enter the folder; callers find out if it is missing."""
     try:
         os.stat(os.path.join(folder, "."))  # a Path would leave out the dot
     except PermissionError as error:
         raise UserError(
             f"cannot read {folder} ({reason(error)}): it must be a folder that you may enter"
         ) from error
-    except OSError:  # missing, or not a folder: the caller says so
+    except OSError:
         pass
 
 
 def class_folders(folder: Path) -> dict[str, os.stat_result]:
-    """Class folder -> its status, in order of name. Raises UserError if one is a dead link."""
-    found, dead = dict[str, os.stat_result](), list[str]()
+    """Class folder -> its status, in order of name. Raises UserError if one is a broken link."""
+    statuses, broken = dict[str, os.stat_result](), list[str]()
     with refusing(OSError, what=f"cannot read {folder}"), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _is_dead(entry):
-                dead.append(entry.path)
+            if _is_broken_link(entry):
+                broken.append(entry.path)
             elif entry.is_dir():
-                found[entry.name] = entry.stat()
-    _refuse_dead(folder, dead)
-    return dict(sorted(found.items()))
+                statuses[entry.name] = entry.stat()
+    _refuse_broken_links(folder, broken)
+    return dict(sorted(statuses.items()))
 
 
 def scan_classes(
@@ -74,10 +74,10 @@ def scan_classes(
 ) -> FolderScan:
     """The images in `folder/<class>/`.
 
-    Hidden files are ignored, links are followed. The scan is kept in the user's cache folder until
-    a folder changes. Raises UserError if there is no class or no image, for a class without images
-    if so asked, for links to what is not there, and for a split that is not fully written: missing
-    images would go unnoticed.
+    Hidden files are ignored, links are followed. The list is kept in the user's cache folder until
+    a folder changes. Raises UserError if there is no class or no image, for broken links, for a
+    split that is not fully written (missing images would go unnoticed) and, with refuse_empty, for
+    a class without images.
     """
     folders = class_folders(folder)
     _refuse_unfinished(folder)
@@ -98,7 +98,7 @@ def scan_classes(
 
 
 def scan_flat(folder: Path, on_progress: OnProgress = no_report) -> FolderScan:
-    """The images in `folder` itself; as scan_classes does, but there are no classes."""
+    """The images in `folder` itself, as scan_classes lists those of classes."""
     _refuse_unfinished(folder)
     scan = _cached_scan(folder, {}, on_progress)
     if not len(scan.names):
@@ -108,16 +108,16 @@ def scan_flat(folder: Path, on_progress: OnProgress = no_report) -> FolderScan:
 
 @dataclass(frozen=True)
 class Files:
-    """What lies in a folder; hidden files do not count."""
+    """The content of a folder, without hidden files."""
 
     images: npt.NDArray[np.bytes_]  # sorted names
-    dead: list[str]  # paths of images that are links to what is not there
+    broken: list[str]  # paths of images that are broken links
     unused: Counter[str]  # kind -> number of files, or of folders
 
 
 def list_files(folder: Path) -> Files:
-    """What lies in a folder. Raises UserError if it cannot be read."""
-    images, dead, unused = list[bytes](), list[str](), Counter[str]()
+    """The content of a folder. Raises UserError if it cannot be read."""
+    images, broken, unused = list[bytes](), list[str](), Counter[str]()
     with (
         refusing(OSError, what=f"cannot read {folder}"),
         os.scandir(os.fsencode(folder)) as entries,
@@ -126,15 +126,15 @@ def list_files(folder: Path) -> Files:
             name, extension = entry.name, os.path.splitext(entry.name.lower())[1]
             if name.startswith(b"."):
                 continue
-            if is_image(name) and _is_dead(entry):
-                dead.append(os.fsdecode(entry.path))
+            if is_image(name) and _is_broken_link(entry):
+                broken.append(os.fsdecode(entry.path))
             elif is_image(name) and entry.is_file():
                 images.append(name)
             elif extension in _OTHER_EXTENSIONS:
                 unused[extension.decode()] += 1
             elif entry.is_dir():
                 unused[_DEEPER] += 1
-    return Files(np.array(sorted(images), np.bytes_), dead, unused)
+    return Files(np.array(sorted(images), np.bytes_), broken, unused)
 
 
 def _cached_scan(
@@ -150,14 +150,13 @@ def _cached_scan(
     else:
         stamps = np.array([stamp(status) for status in statuses], np.int64)
         state = {"classes": np.array(list(classes), np.str_), "stamps": stamps}
-        changed_ns = int(stamps[:, 1].max())
-        arrays = scan_once(folder, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
+        arrays = scan_once(folder, state, scan=scan, on_progress=on_progress)
     unused = dict(zip(arrays["kinds"].tolist(), arrays["amounts"].tolist(), strict=True))
     return FolderScan(list(classes), arrays["counts"], arrays["names"], left_out(folder, unused))
 
 
 def _scan(folder: Path, classes: list[str], on_progress: OnProgress) -> Arrays:
-    """A scan as it is kept in the cache. Raises UserError if images are dead links."""
+    """A scan as the cache keeps it. Raises UserError if images are broken links."""
     inside = list[Files]()
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         for files in pool.map(list_files, [folder / name for name in classes]):
@@ -167,7 +166,7 @@ def _scan(folder: Path, classes: list[str], on_progress: OnProgress) -> Arrays:
     if inside:
         del own.unused[_DEEPER]
         own.unused[_OUTSIDE] = len(own.images)
-    _refuse_dead(folder, [path for files in (own, *inside) for path in files.dead])
+    _refuse_broken_links(folder, [path for files in (own, *inside) for path in files.broken])
     unused = sum((files.unused for files in inside), own.unused)
     used = inside or [own]
     return {
@@ -179,7 +178,7 @@ def _scan(folder: Path, classes: list[str], on_progress: OnProgress) -> Arrays:
 
 
 def left_out(folder: Path, unused: Mapping[str, int]) -> str:
-    """A sentence on the files of a folder that are not used; "" if there are none."""
+    """A sentence on the files of a folder that are not used, if there are any."""
     if not unused:
         return ""
     amounts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(unused.items()))
@@ -187,7 +186,7 @@ def left_out(folder: Path, unused: Mapping[str, int]) -> str:
 
 
 def file_system(device: int) -> str:
-    """The type of the file system on this device, such as nfs4 or fuse.s3fs; "": not known."""
+    """The type of the file system on this device, such as nfs4 or fuse.s3fs; "": unknown."""
     number = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
@@ -196,15 +195,15 @@ def file_system(device: int) -> str:
     return ""
 
 
-def _is_dead(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> bool:
+def _is_broken_link(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def _refuse_dead(folder: Path, dead: list[str]) -> None:
-    if dead:
+def _refuse_broken_links(folder: Path, broken: list[str]) -> None:
+    if broken:
         raise UserError(
-            f"{folder} has {len(dead):,} links to what is not there or may not be read, such as "
-            f"{dead[0]} to {os.readlink(dead[0])}: is its disk mounted?"
+            f"{folder} has {len(broken):,} broken links, such as {broken[0]} to "
+            f"{os.readlink(broken[0])} (missing, or not readable): is its disk mounted?"
         )
 
 

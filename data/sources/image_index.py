@@ -23,7 +23,7 @@ class ImageIndex:
     names: npt.NDArray[np.bytes_] = field(repr=False)  # [N] file names inside their class's folder
     tar: TarReader | None = field(default=None, repr=False)  # [N] None: the images are files
     flat: bool = False  # the files lie in `folder` itself, whatever their class
-    left_out: str = field(default="", repr=False)  # a sentence on files that are not used
+    left_out: str = field(default="", repr=False)  # a sentence on files that are not used, if any
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,20 +77,20 @@ class ImageIndex:
 
     def remarks(self) -> list[str]:
         """Sentences on what a user may not expect: files not used, classes without images."""
-        told = [self.left_out] if self.left_out else []
+        sentences = [self.left_out] if self.left_out else []
         rows = self.rows_by_class()
         lacking = [name for name, part in zip(self.classes, rows, strict=True) if not part]
         if lacking and (self.labels >= 0).any():
-            told.append(
+            sentences.append(
                 f"{self.folder} has no image of {len(lacking):,} of {len(self.classes):,} classes, "
                 f"such as {lacking[0]}: errors are on the others"
             )
-        return told
+        return sentences
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of all labels, class and file names: equal where the data set is the same.
 
-        Independent of the layout and of where the data set lies. The contents are not read.
+        Independent of the layout and the place of the data set. No image is read.
         """
         digest = hashlib.sha256()
         num_unlabelled = int(np.searchsorted(self.labels, 0))

@@ -1,12 +1,11 @@
 """ImageNet 2012 as it is distributed: tars that are read in place, and the development kit.
 
 ILSVRC2012_img_train.tar holds one uncompressed tar of images for each class, n01440764.tar and so
-on; the validation and test tars hold images, and the validation labels are in the development kit.
-Kaggle's files (data/sources/kaggle.py) may stand for the kit.
+on. The validation and test tars hold images; the validation labels are in the development kit.
+Kaggle's files (data/sources/kaggle.py) may take its place.
 """
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,7 +46,7 @@ _FORMAT = 2  # of a scan in the cache: raise it when the format changes
 
 
 def find_tar(root: Path, split: str) -> Path | None:
-    """The official tar of a split in this folder, or None."""
+    """The official tar of a split in this folder, if it is there."""
     names = TARS.get(split, ())
     return next((root / name for name in names if os.path.lexists(root / name)), None)
 
@@ -58,17 +57,18 @@ def has_tars(root: Path) -> bool:
 
 
 def label_files(root: Path) -> list[Path]:
-    """The files here that name the classes and label the validation images; []: there are none.
+    """The files here that name the classes and label the validation images, if there are any.
 
     They are the devkit, its two files if it is unpacked, or Kaggle's two.
     """
-    choices = [[DEVKIT], [f"{_UNPACKED}/{META}", f"{_UNPACKED}/{TRUTH}"], [SOLUTION, WORDS]]
-    there = (names for names in choices if all(os.path.lexists(root / name) for name in names))
-    return [root / name for name in next(there, [])]
+    for names in ([DEVKIT], [f"{_UNPACKED}/{META}", f"{_UNPACKED}/{TRUTH}"], [SOLUTION, WORDS]):
+        if all(os.path.lexists(root / name) for name in names):
+            return [root / name for name in names]
+    return []
 
 
 def open_devkit(root: Path) -> Devkit:
-    """The devkit in this folder, or Kaggle's files. Raises UserError if there is none, or bad."""
+    """The devkit in this folder, or Kaggle's files; raises UserError if missing or damaged."""
     files = label_files(root)
     if not files:
         has = "has ImageNet's tars but not" if has_tars(root) else "does not have"
@@ -82,7 +82,7 @@ def open_devkit(root: Path) -> Devkit:
 
 
 def label_val(source: Path, names: npt.NDArray[np.bytes_], devkit: Devkit) -> npt.NDArray[np.int64]:
-    """[N] our labels of the validation images in `source`, by their numbers.
+    """[N] our labels of the validation images in `source`.
 
     Raises UserError unless they are the images that the devkit labels.
     """
@@ -100,9 +100,9 @@ def label_val(source: Path, names: npt.NDArray[np.bytes_], devkit: Devkit) -> np
 def index_tar(root: Path, split: str, on_progress: OnProgress = no_report) -> ImageIndex:
     """The images of the official tar of a split, labelled by the devkit's classes in order of name.
 
-    The tar's headers are read once. The scan is kept in the user's cache folder until the size or
-    modification time of the tar or the devkit changes. Raises UserError if a file is missing,
-    unreadable or damaged, or if the tar and the devkit do not belong together.
+    The list is kept in the user's cache folder until the size or a time of the tar or the devkit
+    changes. Raises UserError if a file is missing, unreadable or damaged, or if the tar and the
+    devkit do not belong together.
     """
     path = find_tar(root, split)
     if path is None:
@@ -118,34 +118,30 @@ def index_tar(root: Path, split: str, on_progress: OnProgress = no_report) -> Im
         return _scan_flat(path, devkit, split)
 
     state = scan_state(path)
-    stamps = state["stamps"]
-    changed_ns = int(stamps[:, 1].max())
-    arrays = scan_once(path, state, changed_ns=changed_ns, scan=scan, on_progress=on_progress)
-    size, modified_ns, _ = stamps[0].tolist()
-    counts, num_images = arrays["counts"], len(arrays["names"])
-    return ImageIndex(
-        arrays["classes"].tolist(),
-        np.repeat(np.arange(len(counts)), counts) if split != "test" else np.full(num_images, -1),
-        folder=str(path),
-        names=arrays["names"],
-        tar=TarReader(
-            str(path), (size, modified_ns), offsets=arrays["offsets"], sizes=arrays["sizes"]
-        ),
+    arrays = scan_once(path, state, scan=scan, on_progress=on_progress)
+    size, modified_ns, _ = state["stamps"][0].tolist()
+    names, counts = arrays["names"], arrays["counts"]
+    reader = TarReader(
+        str(path), (size, modified_ns), offsets=arrays["offsets"], sizes=arrays["sizes"]
     )
+    labels = np.repeat(np.arange(len(counts)), counts)
+    if split == "test":
+        labels = np.full(len(names), -1)
+    return ImageIndex(arrays["classes"].tolist(), labels, str(path), names=names, tar=reader)
 
 
 def scan_state(path: Path) -> Arrays:
-    """What a kept scan of this tar depends on: the stamps of the tar, then of the label files."""
+    """What a kept scan of this tar depends on; stamps: of the tar, then of the label files."""
     stamps = [stamp_of(file) for file in (path, *label_files(path.parent))]
     return {"format": np.array(_FORMAT), "stamps": np.array(stamps, np.int64)}
 
 
 @dataclass(frozen=True)
 class TrainTar:
-    """The intact classes of a training tar, and what is wrong with the tar."""
+    """The intact classes of a training tar, and its faults."""
 
     classes: dict[str, TarListing]  # in order of name
-    faults: list[str]  # in order of importance; empty: the tar is intact
+    faults: list[str]  # in order of importance
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -155,11 +151,11 @@ class TrainTar:
 
 @dataclass(frozen=True)
 class _ClassTar:
-    """A member of the training tar."""
+    """Where the tar of a class lies in the training tar: bytes start .. stop - 1."""
 
     name: str  # n01440764
-    start: int  # of its bytes in the training tar
-    stop: int  # the byte after its last
+    start: int
+    stop: int
 
 
 def read_train_tar(path: Path, on_progress: OnProgress = no_report) -> TrainTar:
@@ -169,41 +165,41 @@ def read_train_tar(path: Path, on_progress: OnProgress = no_report) -> TrainTar:
     UserError only if the file cannot be read: damage is described in `faults`.
     """
 
-    def list_class(member: _ClassTar) -> TarListing:
+    def list_class(class_tar: _ClassTar) -> TarListing:
         with open_tar(path) as file, readable(path):
-            file.seek(member.start)
-            return list_images(file, member.stop)
+            file.seek(class_tar.start)
+            return list_images(file, class_tar.stop)
 
-    members, faults = _class_tars(path)
-    faults += [f"holds {a.name}.tar twice" for a, b in pairwise(members) if a.name == b.name]
+    class_tars, faults = _class_tars(path)
+    faults += [f"holds {a.name}.tar twice" for a, b in pairwise(class_tars) if a.name == b.name]
     classes: dict[str, TarListing] = {}
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
-        listings = pool.map(list_class, members)
-        bar = tqdm(listings, f"indexing {path.name}", len(members), unit="class", disable=None)
-        for member, listing in zip(members, bar, strict=True):
+        listings = pool.map(list_class, class_tars)
+        bar = tqdm(listings, f"indexing {path.name}", len(class_tars), unit="class", disable=None)
+        for class_tar, listing in zip(class_tars, bar, strict=True):
             on_progress()
             if listing.fault:
-                faults.append(f"{listing.fault}, in {member.name}.tar")
+                faults.append(f"{listing.fault}, in {class_tar.name}.tar")
                 continue
             if not len(listing):
-                faults.append(f"has no image in {member.name}.tar")
-            classes[member.name] = listing
+                faults.append(f"has no image in {class_tar.name}.tar")
+            classes[class_tar.name] = listing
     return TrainTar(classes, faults)
 
 
 def _class_tars(path: Path) -> tuple[list[_ClassTar], list[str]]:
-    """The class tars of a training tar in order of name, and what is wrong with it."""
-    members = list[_ClassTar]()
+    """The class tars of a training tar in order of name, and the faults found on the way."""
+    class_tars = list[_ClassTar]()
     with open_tar(path) as file, readable(path):
         try:
             for header in read_headers(file):
                 name, start = header.name.rpartition("/")[2], header.offset_data
                 if header.isreg() and name.endswith(".tar") and not name.startswith("."):
-                    members.append(_ClassTar(name[:-4], start, start + header.size))
-            faults = [] if members else ["holds no class tars, such as n01440764.tar"]
+                    class_tars.append(_ClassTar(name[:-4], start, start + header.size))
+            faults = [] if class_tars else ["holds no class tars, such as n01440764.tar"]
         except BrokenTar as error:
             faults = [str(error)]
-    return sorted(members, key=lambda member: member.name), faults
+    return sorted(class_tars, key=lambda class_tar: class_tar.name), faults
 
 
 def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:
@@ -215,12 +211,12 @@ def _scan_train(path: Path, devkit: Devkit, on_progress: OnProgress) -> Arrays:
             "download it again"
         )
     names, wnids = set(tar.classes), set(devkit.wnids)
-    for odd, how in ((sorted(wnids - names), "lacks"), (sorted(names - wnids), "has")):
-        if odd:
-            raise UserError(
-                f"{path} {how} {odd[0]}.tar{_and_more(odd)}, unlike the classes of {DEVKIT}: the "
-                "two files do not belong together, download them again"
-            )
+    if differing := sorted(wnids - names) or sorted(names - wnids):
+        verb = "lacks" if differing[0] in wnids else "has"
+        raise UserError(
+            f"{path} {verb} {differing[0]}.tar{_and_more(differing)}, unlike the classes of "
+            f"{DEVKIT}: the two files do not belong together, download them again"
+        )
     return _arrays(list(tar.classes), tar.counts, join(list(tar.classes.values())))
 
 
@@ -253,13 +249,12 @@ def _arrays(classes: list[str], counts: npt.NDArray[np.number], images: TarListi
 
 
 def unlabelled(names: npt.NDArray[np.bytes_], devkit: Devkit) -> str:
-    """What is wrong with validation images of which these have no label; "": nothing."""
+    """The fault of holding these validation images, which the devkit does not label; "": none."""
     if not len(names):
         return ""
-    return (
-        f"holds {os.fsdecode(names[0])!r} ({len(names):,} such), which {devkit.name} does not label"
-    )
+    name = os.fsdecode(names[0])
+    return f"holds {name!r} ({len(names):,} such), which {devkit.name} does not label"
 
 
-def _and_more(things: Sequence[str]) -> str:
-    return f" (and {len(things) - 1:,} more)" if len(things) > 1 else ""
+def _and_more(items: list[str]) -> str:
+    return f" (and {len(items) - 1:,} more)" if len(items) > 1 else ""

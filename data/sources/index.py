@@ -35,7 +35,7 @@ from data.sources.imagenet import (
 from data.sources.kaggle import SOLUTION, SPLITS
 from data.synthetic import make_synthetic
 
-DEFAULT_ROOT = "datasets/imagenet"
+_DEFAULT_ROOT = "datasets/imagenet"
 
 
 def scan_folder(
@@ -48,11 +48,11 @@ def scan_folder(
 
     They are those in the folder of the split or, if there is none, in its official tar. Labels are
     positions in `classes`; None: in the sorted names of the training classes (if there are none, of
-    the split's own). A class may lack images in val, not in train. The scan is kept in the user's
+    the split's own). A class may lack images in val, not in train. The list is kept in the user's
     cache folder until its source changes.
 
-    Raises UserError if there is no such folder or tar, no class, no image, an unknown class, or
-    if a file is missing or damaged.
+    Raises UserError if there is no such folder or tar, no class or image, an unknown class, or if
+    a file is missing or damaged.
     """
     root = _existing(root, split)
     if split_folder(root, split):
@@ -66,17 +66,17 @@ def scan_folder(
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """root/<split>, or root/ILSVRC/Data/CLS-LOC/<split> as Kaggle gives it; None: neither is there.
+    """root/<split>, or Kaggle's root/ILSVRC/Data/CLS-LOC/<split>, if either is there.
 
-    Raises UserError if it is a link to what is not there.
+    Raises UserError if it is a broken link.
     """
     for folder in (root / split, root / SPLITS / split):
         if folder.is_dir():
             return folder
         if folder.is_symlink():
             raise UserError(
-                f"{folder} is a link to {os.readlink(folder)}, which is no folder that can be "
-                "read: is its disk mounted?"
+                f"{folder} is a link to {os.readlink(folder)}, which is not a readable folder: "
+                "is its disk mounted?"
             )
     return None
 
@@ -87,7 +87,8 @@ def index_folder(
     """The images in the folder of a split, labelled by its own classes.
 
     Validation images may lie there without class folders, labelled by the devkit or Kaggle's files;
-    test images have no label. Raises as scan_folder does, for a class without images if so asked.
+    test images have no label. Raises as scan_folder does and, with refuse_empty, for a class
+    without images.
     """
     folder = split_folder(root, split) or root / split
     is_flat = split == "test" or (split == "val" and not class_folders(folder))
@@ -125,11 +126,15 @@ def class_names(root: Path | str, split: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and validation images with a common class order."""
+    """Training and validation images with the same classes."""
 
     train: ImageIndex
     val: ImageIndex
-    num_classes: int
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.train.classes)
 
     def remarks(self) -> list[str]:
         """Sentences on what a user may not expect."""
@@ -141,41 +146,27 @@ def open_dataset(data: DataConfig, on_progress: OnProgress) -> Dataset:
 
     on_progress is called now and then while a large set is listed for the first time.
 
-    Raises UserError for a root that is missing, empty, inconsistent or of another class count.
+    Raises UserError for a root that is missing, empty, inconsistent, or of another number of
+    classes than data.num_classes.
     """
     if data.name == "synthetic":
         make_synthetic(Path(data.root))
     train = scan_folder(data.root, "train", on_progress=on_progress)
     val = scan_folder(data.root, "val", train.classes, on_progress)
-    return Dataset(train, val, check_dataset(train, val, data.num_classes))
+    count = len(train.classes)
+    if data.num_classes not in (None, count):
+        raise UserError(
+            f"{train.folder} has {count} classes but data.num_classes={data.num_classes}: "
+            f"type data=folder for any image folder, or data.num_classes={count}"
+        )
+    return Dataset(train, val)
 
 
 def refuse_missing_root(data: DataConfig) -> None:
-    """Raise UserError where open_dataset would, before torch is loaded, if nothing is there."""
+    """Raise UserError, before torch is loaded, if there is no data set at data.root."""
     if data.name != "synthetic":
         for split in ("train", "val"):
             _existing(data.root, split)
-
-
-def check_dataset(train: ImageIndex, val: ImageIndex, num_classes: int | None) -> int:
-    """The number of classes, once it is clear that train and val belong together.
-
-    Raises UserError if val has other classes than train, or if there are not `num_classes` (None:
-    any number) of them.
-    """
-    if val.classes != train.classes:
-        unknown = sorted(set(val.classes) - set(train.classes))
-        raise UserError(
-            f"{val.folder} and {train.folder} do not have the same classes"
-            + (f": {unknown[0]!r} is unknown to the training set" if unknown else "")
-        )
-    count = len(train.classes)
-    if num_classes is not None and count != num_classes:
-        raise UserError(
-            f"{train.folder} has {count} classes but data.num_classes={num_classes}: "
-            f"type data=folder for any image folder, or data.num_classes={count}"
-        )
-    return count
 
 
 def _existing(root: Path | str, split: str) -> Path:
@@ -184,7 +175,7 @@ def _existing(root: Path | str, split: str) -> Path:
     refuse_closed(root)
     if not root.is_dir():
         hint = "type data.root=/path/to/it"
-        if root == Path(DEFAULT_ROOT).absolute():
+        if root == Path(_DEFAULT_ROOT).absolute():
             hint = "type data.root=/path/to/imagenet, or data=synthetic for the generated set"
         raise UserError(f"no data set at {root}: {hint}")
     if not split_folder(root, split) and not has_tars(root):

@@ -1,7 +1,7 @@
-"""ImageNet 2012 as Kaggle gives it (ImageNet Object Localization Challenge), read where it lies.
+"""ImageNet 2012 as Kaggle gives it (ImageNet Object Localization Challenge), read in place.
 
-ILSVRC/Data/CLS-LOC/ holds train/ with class folders, and val/ and test/ with images. The labels of
-val/ and the classes' words are in two files at the top.
+ILSVRC/Data/CLS-LOC/ holds train/ with class folders, and val/ and test/ with images. Two files at
+the top have the labels of val/ and the classes' English names.
 """
 
 import csv
@@ -18,7 +18,7 @@ SOLUTION, WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 
 
 def read_kaggle(root: Path) -> Devkit:
-    """What LOC_val_solution.csv and LOC_synset_mapping.txt say, as a devkit without its numbering.
+    """The devkit that LOC_val_solution.csv and LOC_synset_mapping.txt make up, without its numbers.
 
     Raises UserError if a file cannot be read or understood, or if they contradict each other.
     """

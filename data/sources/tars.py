@@ -1,17 +1,17 @@
-"""Uncompressed tar files, read in place: where the bytes of their images lie, and those bytes.
+"""Reading images from uncompressed tar files in place.
 
-Headers are read by the standard library's tarfile, which seeks from one to the next: image data is
+The standard library's tarfile reads the headers and seeks from one to the next: image data is
 skipped, and no list of members is built up. tarfile takes a bad header for the end of the archive,
 so the end is checked here.
 """
 
 import os
 import tarfile
-import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +22,7 @@ from common.errors import UserError, refusing
 from data.sources.cache import Stamp, stamp
 from data.sources.folders import is_image
 
-# One read of this length holds a header and the byte before it, which tarfile looks at.
-_BUFFER = 1024
+_BUFFER = 1024  # bytes, for a header and the byte before it, which tarfile looks at
 # A block of zeros ends a tar, which is then padded to a whole record. If more follows, the zeros
 # are a hole, as an interrupted download may leave it, with images behind it.
 _PADDING = 2 * tarfile.RECORDSIZE
@@ -35,10 +34,10 @@ class BrokenTar(Exception):
 
 @dataclass(frozen=True)
 class TarListing:
-    """N images of a tar: their file names, without folders, and where their bytes are."""
+    """N images of a tar, and where their bytes are."""
 
-    names: npt.NDArray[np.bytes_]  # [N]
-    offsets: npt.NDArray[np.int64]  # [N] in the file
+    names: npt.NDArray[np.bytes_]  # [N] file names, without folders
+    offsets: npt.NDArray[np.int64]  # [N] bytes from the start of the file
     sizes: npt.NDArray[np.int64]  # [N] bytes
     fault: str = ""  # what is wrong with the tar, as in "is cut short at byte 512"
 
@@ -51,13 +50,19 @@ class TarListing:
 
 
 def join(listings: Sequence[TarListing]) -> TarListing:
-    """All images of these listings, one listing after the other."""
-    empty = np.zeros(0, np.int64)
+    """The images of all these listings, one listing after the other."""
+    nothing = TarListing(np.zeros(0, "S1"), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    listings = [nothing, *listings]
     return TarListing(
-        np.concatenate([np.zeros(0, "S1"), *(listing.names for listing in listings)]),
-        np.concatenate([empty, *(listing.offsets for listing in listings)]),
-        np.concatenate([empty, *(listing.sizes for listing in listings)]),
+        np.concatenate([listing.names for listing in listings]),
+        np.concatenate([listing.offsets for listing in listings]),
+        np.concatenate([listing.sizes for listing in listings]),
     )
+
+
+def readable(path: Path) -> AbstractContextManager[None]:
+    """Turns an OSError raised inside into a UserError that names the file."""
+    return refusing(OSError, what=f"cannot read {path}", also="it must be a file that you may read")
 
 
 def open_tar(path: Path) -> BinaryIO:
@@ -66,9 +71,10 @@ def open_tar(path: Path) -> BinaryIO:
         return open(path, "rb", buffering=_BUFFER)
 
 
-def readable(path: Path) -> AbstractContextManager[None]:
-    """Turns an OSError raised inside into a UserError that names the file."""
-    return refusing(OSError, what=f"cannot read {path}", also="it must be a file that you may read")
+def stamp_of(path: Path) -> Stamp:
+    """The stamp of a file. Raises UserError if it is not accessible."""
+    with readable(path):
+        return stamp(os.stat(path))
 
 
 def read_headers(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.TarInfo]:
@@ -78,31 +84,33 @@ def read_headers(file: BinaryIO, stop: int | None = None) -> Iterator[tarfile.Ta
     things between two headers. Raises BrokenTar after the last intact member.
     """
     length = os.fstat(file.fileno()).st_size
-    end, at = length if stop is None else stop, file.tell()
+    end, position = length if stop is None else stop, file.tell()
     try:
         with tarfile.open(
             fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
         ) as tar:
-            while at < end and (member := tar.next()) is not None:
+            while position < end and (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]
-                if member.size < 0 or tar.offset <= at:
-                    raise BrokenTar(f"is damaged at byte {at}")
+                if member.size < 0 or tar.offset <= position:
+                    raise BrokenTar(f"is damaged at byte {position}")
                 if max(member.offset_data + member.size, tar.offset) > end:
                     raise BrokenTar(f"is cut short at byte {end}, inside {member.name!r}")
-                at = tar.offset
+                position = tar.offset
                 yield member
     except tarfile.TarError as error:
         if file.tell() >= length:
             raise BrokenTar(f"is cut short at byte {length}") from error
-        raise BrokenTar(f"is damaged, or no uncompressed tar, at byte {at} ({error})") from error
-    if at == stop:
+        raise BrokenTar(
+            f"is damaged, or no uncompressed tar, at byte {position} ({error})"
+        ) from error
+    if position == stop:
         return  # written without the mark that ends a tar; its size in the outer tar is enough
-    file.seek(at)
-    rest = file.read(min(end - at, _PADDING + 1))
+    file.seek(position)
+    rest = file.read(min(end - position, _PADDING + 1))
     if len(rest) < tarfile.BLOCKSIZE:
         raise BrokenTar(f"is cut short at byte {length}")
     if any(rest[: tarfile.BLOCKSIZE]) or len(rest) > _PADDING:
-        raise BrokenTar(f"is damaged at byte {at}, where a header should be")
+        raise BrokenTar(f"is damaged at byte {position}, where a header should be")
 
 
 def list_images(file: BinaryIO, stop: int | None = None) -> TarListing:
@@ -154,12 +162,10 @@ class TarReader:
         Raises OSError if they cannot be read, UserError if the tar has changed.
         """
         size, offset = int(self.sizes[i]), int(self.offsets[i])
-        handle = self.__dict__.get("_handle")
-        if handle is None:
-            handle = self._open()
-        data = os.pread(handle, size, offset)
+        file = self.__dict__.get("_file") or self._open()
+        data = os.pread(file.fileno(), size, offset)
         while len(data) < size:  # a signal or a network file system may cut a read short
-            more = os.pread(handle, size - len(data), offset + len(data))
+            more = os.pread(file.fileno(), size - len(data), offset + len(data))
             if not more:  # the tar's fault, not this image's: no other image may replace it
                 raise UserError(
                     f"{self.path} has changed since it was indexed: it ends at byte "
@@ -172,30 +178,19 @@ class TarReader:
         """A reader of these images, in this order."""
         return TarReader(self.path, self.stamp, self.offsets[rows], self.sizes[rows])
 
-    def _open(self) -> int:
-        handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(handle)
+    def _open(self) -> FileIO:
+        file = FileIO(self.path)
+        status = os.fstat(file.fileno())
         if (status.st_size, status.st_mtime_ns) != self.stamp:
-            os.close(handle)
+            file.close()
             raise UserError(
                 f"{self.path} has changed since it was indexed (its size or modification time): "
                 "type the same command again to index it anew"
             )
         # No lock, which a fork could inherit while it is held: if two threads open the file, one
-        # handle is kept.
-        kept: int = self.__dict__.setdefault("_handle", handle)
-        if kept == handle:
-            weakref.finalize(self, os.close, handle)
-        else:
-            os.close(handle)
-        return kept
+        # keeps the other's.
+        return self.__dict__.setdefault("_file", file)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open file, which belongs to this process."""
-        return {name: value for name, value in self.__dict__.items() if name != "_handle"}
-
-
-def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file. Raises UserError if it is not accessible."""
-    with readable(path):
-        return stamp(os.stat(path))
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
