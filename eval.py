@@ -1,7 +1,7 @@
 """Test trained networks: `python eval.py checkpoint=runs/NAME/checkpoints/best.pt views=dense`.
 
-`checkpoint=[a.pt,b.pt,...]` is an ensemble; a .npz file of save_predictions= may stand for one.
-`split=test` writes the ILSVRC submission file, `images=[a.jpg,...]` names what is in pictures.
+`checkpoint=[a.pt,b.pt,...]` is an ensemble, and may include .npz files of save_predictions=.
+`split=test` writes the ILSVRC submission file; `images=[a.jpg,...]` classifies your own pictures.
 """
 
 import gc
@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
@@ -20,20 +19,15 @@ from configs.store import compose_early
 from configs.validate import require, validate_eval
 
 
-def refuse_missing(config: EvalConfig) -> None:
-    """Raise UserError if a checkpoint is not there."""
+def check(config: EvalConfig) -> None:
+    """Raise UserError for a bad configuration or a missing checkpoint; needs no torch."""
+    validate_eval(config)
     for path in config.checkpoints:
         require(Path(path).is_file(), f"there is no checkpoint at {path}")
 
 
 if __name__ == "__main__":  # before torch is loaded
     answer_help(EvalConfig)
-
-    def check(config: EvalConfig) -> None:
-        """Refuse at once what needs no torch to be seen."""
-        validate_eval(config)
-        refuse_missing(config)
-
     config = compose_early(EvalConfig, check, "eval")
 
 import hydra
@@ -77,37 +71,37 @@ register()
 
 @dataclass(frozen=True)
 class Subject:
-    """What the report is about, besides scores."""
+    """What the report needs besides scores."""
 
-    root: str | None  # the data set; None: saved predictions do not know it
-    words: list[str] | None  # what people call the classes
+    root: str | None  # the data set; None: unknown to saved predictions
+    words: list[str] | None  # the English names of the classes
     index: ImageIndex | None  # of a submission's images or of pictures
-    remarks: list[str]  # on the data set, for people
+    remarks: list[str]  # on the data set, to be printed
 
 
 def open_subject(config: EvalConfig, opened: Mapping[str, OpenNetwork | Predictions]) -> Subject:
-    """The images and names that the report needs; raises UserError where there are none."""
+    """The images and class names that the report needs; raises UserError if they are missing."""
     name, first = next(iter(opened.items()))
     networks = [each for each in opened.values() if isinstance(each, OpenNetwork)]
     root = networks[0].root if networks else config.data.root
     remarks = networks[0].index.remarks() if networks else []
+    words = class_words(root, first.classes) if root else None
     if config.images is None and config.split == "val":
-        return Subject(root, class_words(root, first.classes) if root else None, None, remarks)
+        return Subject(root, words, None, remarks)
     if root is None:
-        raise UserError("saved predictions do not know their data set: type data.root=... of it")
+        raise UserError("saved predictions do not name their data set: type data.root=...")
     index = networks[0].index if networks else open_images(config, root, first.classes)
     if hash_of_images(index, np.arange(len(index))) != first.images:
         raise UserError(f"{name} holds predictions of other images than these")
-    return Subject(root, class_words(root, first.classes), index, remarks)
+    return Subject(root, words, index, remarks)
 
 
 def evaluate(config: EvalConfig, world: World) -> None:
-    """Score the images with every network, combine the scores, print and write the results.
+    """Score the images with each network, combine the scores, print and write the results.
 
-    All that may be refused is, before the first image is scored.
+    Whatever can be refused is refused before the first image is scored.
     """
-    validate_eval(config)
-    refuse_missing(config)
+    check(config)
     paths = [Path(path) for path in config.checkpoints]
     out = result_path(config, paths)
     check_outputs(config, out)
@@ -123,7 +117,7 @@ def evaluate(config: EvalConfig, world: World) -> None:
             networks = {
                 name: score_network(each, config, stop, folder) for name, each in opened.items()
             }
-            world.barrier()  # all have read the shards, which the main process removes
+            world.barrier()  # all have read the shards, so the main process may delete them
             if world.is_main:
                 write_results(config, networks, subject, out)
 
@@ -131,9 +125,9 @@ def evaluate(config: EvalConfig, world: World) -> None:
 def write_results(
     config: EvalConfig, networks: dict[str, NetworkScores], subject: Subject, out: Path
 ) -> None:
-    """Write what came out, then remove the shards, and print it."""
-    each = {name: network.predictions for name, network in networks.items()}
-    combined = ensemble(each, config.weights)
+    """Write the results, then delete the shards and print the report."""
+    predictions = {name: network.predictions for name, network in networks.items()}
+    combined = ensemble(predictions, config.weights)
     report = build_report(config, networks, combined, subject)
     if config.save_predictions:
         save_predictions(Path(config.save_predictions), combined)
@@ -159,22 +153,22 @@ def build_report(
     num_images = len(combined.scores)
     result = {"views": config.views, "images": num_images, "checkpoints": list(networks)}
     if config.images is None:
+        result["config"] = to_dict(config)
         text = f"{num_images} test images: five classes for each, as ILSVRC2012_ID"
-        return Report(
-            text, {**result, "config": to_dict(config)}, submission(combined, root).encode
-        )
+        return Report(text, result, submission(combined, root).encode())
     from evaluation.picture_figure import picture_figure  # matplotlib takes a second
 
     pictures = classify_pictures(combined, index, subject.words or combined.classes)
     result |= {"images": len(pictures), "pictures": [asdict(each) for each in pictures]}
+    result["config"] = to_dict(config)
     title = f"Five most probable classes, {', '.join(networks)}, views={config.views}"
-    figure = partial(picture_figure, pictures, title) if pictures else None
+    figure = picture_figure(pictures, title) if pictures else None
     text = "\n".join(picture.as_text() for picture in pictures)
-    return Report(text, {**result, "config": to_dict(config)}, figure)
+    return Report(text, result, figure)
 
 
 def class_words(root: str, classes: list[str]) -> list[str]:
-    """What people call the classes, if the devkit or Kaggle's files say so; else their names."""
+    """The classes' English names if the devkit or Kaggle's files have them, else their names."""
     folder = Path(root).expanduser().absolute()
     refuse_closed(folder)
     words = open_devkit(folder).words if label_files(folder) else {}
@@ -182,20 +176,20 @@ def class_words(root: str, classes: list[str]) -> list[str]:
 
 
 def run(config: EvalConfig) -> None:
-    """Evaluate, in all processes; raises UserError or Stopped."""
+    """Evaluate in all processes; raises UserError or Stopped."""
     with open_world(config.device, config.timeout) as world:
         evaluate(config, world)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(raw: DictConfig) -> None:
-    """For Hydra's own options, such as --multirun."""
+    """The program with Hydra's own options, such as --multirun."""
     with one_sentence():
         run(to_config(raw, EvalConfig))
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what has been imported stays: looking through it at the end takes a second
+    gc.freeze()  # collecting what has been imported would take a second at the end
     with one_sentence():
         if config:
             run(config)

@@ -1,54 +1,42 @@
-"""The schema for people: `python train.py --help`, and the tables of keys in docs/.
+"""The schema as text: `python train.py --help`, and the tables of keys in docs/.
 
-`python -m configs.help` writes the tables again.
+`python -m configs.help` rewrites the tables.
 """
 
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
 from common.errors import one_sentence
-from configs.keys import Key
+from configs.keys import Key, keys_of
 from configs.schema import EvalConfig, TrainConfig
 
 FOLDER = Path(__file__).parent
 PAGES = {"docs/training.md": TrainConfig, "docs/evaluation.md": EvalConfig}
 START, END = "<!-- keys -->\n", "<!-- /keys -->"
 _PROGRAMS = {TrainConfig: "train", EvalConfig: "eval"}
-_WIDTH, _LEFT = 98, 31  # characters of --help
+_WIDTH, _LEFT = 98, 31  # of --help and of its left column, characters
 
 
-@dataclass(frozen=True)
-class Row:
-    """One key."""
-
-    name: str
-    default: str
-    text: str
-    choices: Sequence[str]
-    resumable: bool
-
-
-def sections(kind: type) -> dict[str, list[Row]]:
-    """By title: the program's own keys, with the named choices first, then those of each group."""
-    top: list[Row] = []
+def sections(kind: type) -> dict[str, dict[str, Key]]:
+    """Keys by section title and name: the program's own and named choices, then each group's."""
+    top: dict[str, Key] = {}
     groups = {}
-    for each in fields(kind):
-        if not (isinstance(each.type, type) and is_dataclass(each.type)):
-            top.append(_row(each.name, each.metadata["key"]))
+    for field in fields(kind):
+        group = field.type
+        if not (isinstance(group, type) and is_dataclass(group)):
+            top[field.name] = field.metadata["key"]
             continue
-        keys = {
-            name: field.metadata["key"] for name, field in each.type.__dataclass_fields__.items()
-        }
-        if each.default == MISSING:
-            top.append(_named_choice(each.name, each.type, _PROGRAMS[kind], keys.pop("name")))
-        groups[_title(each.type)] = [_row(f"{each.name}.{n}", key) for n, key in keys.items()]
+        keys = keys_of(group)
+        if field.default == MISSING:
+            name_key = keys.pop("name")
+            top[field.name] = _named_choice(field.name, _PROGRAMS[kind], name_key, _title(group))
+        groups[_title(group)] = {f"{field.name}.{name}": key for name, key in keys.items()}
     return {_title(kind): top, **groups}
 
 
@@ -56,18 +44,17 @@ def _title(kind: type) -> str:
     return (kind.__doc__ or "").splitlines()[0].removesuffix(".")
 
 
-def _named_choice(name: str, kind: type, program: str, key: Key) -> Row:
-    """A folder of yaml files, and which of them the defaults list of PROGRAM.yaml takes."""
-    files = sorted(path.stem for path in (FOLDER / name).glob("*.yaml"))
+def _named_choice(name: str, program: str, key: Key, text: str) -> Key:
+    """The key that chooses a yaml file of configs/NAME/; PROGRAM.yaml lists the default."""
+    choices = sorted(path.stem for path in (FOLDER / name).glob("*.yaml"))
     defaults: Any = OmegaConf.load(FOLDER / f"{program}.yaml").defaults
     default = next(line[name] for line in defaults if not isinstance(line, str) and name in line)
-    return Row(name, default, _title(kind), files, key.resumable)
+    return replace(key, default=default, text=text, choices=tuple(choices))
 
 
-def _row(name: str, key: Key) -> Row:
+def _default(key: Key) -> str:
     default = key.default if isinstance(key.default, str) else json.dumps(key.default)
-    default = "..." if default == MISSING else default.replace("${", "{")
-    return Row(name, default, key.text, key.choices, key.resumable)
+    return "..." if default == MISSING else default.replace("${", "{")
 
 
 def help_text(kind: type) -> str:
@@ -81,12 +68,12 @@ def help_text(kind: type) -> str:
         f"{program} KEY=VALUE ... --cfg job --resolve shows the values that a command uses.",
         "Quote lists for the shell." + " A resumed run may change the keys marked *." * training,
     ]
-    for title, rows in sections(kind).items():
+    for title, keys in sections(kind).items():
         lines += ["", title]
-        for row in rows:
-            left = f"{'*' if training and row.resumable else ' '} {row.name}={row.default}"
-            choices = f" {{{', '.join(row.choices)}}}" if row.choices else ""
-            text = textwrap.wrap(row.text + choices, _WIDTH - _LEFT)
+        for name, key in keys.items():
+            left = f"{'*' if training and key.resumable else ' '} {name}={_default(key)}"
+            choices = f" {{{', '.join(key.choices)}}}" if key.choices else ""
+            text = textwrap.wrap(key.text + choices, _WIDTH - _LEFT)
             if len(left) < _LEFT:
                 left = left.ljust(_LEFT) + text.pop(0)
             lines += [left, *(" " * _LEFT + line for line in text)]
@@ -94,7 +81,7 @@ def help_text(kind: type) -> str:
 
 
 def answer_help(kind: type) -> None:
-    """Print the help and leave, if the command line asks for it."""
+    """Print the help and exit if the command line asks for it."""
     if {"--help", "-h"} & set(sys.argv[1:]):
         with one_sentence():
             print(help_text(kind))
@@ -102,24 +89,24 @@ def answer_help(kind: type) -> None:
 
 
 def key_tables(kind: type) -> str:
-    """The keys as Markdown, one table for each section."""
+    """The keys as Markdown, one table per section."""
     training = kind is TrainConfig
     lines = []
-    for title, rows in sections(kind).items():
+    for title, keys in sections(kind).items():
         lines += [f"**{title}**", ""]
         lines.append("| Key | Default | Meaning |" + " Change on resume |" * training)
         lines.append("|---|---|---|" + "---|" * training)
-        for row in rows:
-            choices = ": " * bool(row.choices) + " ".join(f"`{choice}`" for choice in row.choices)
-            cells = [f"`{row.name}`", f"`{row.default}`", row.text.replace("|", r"\|") + choices]
-            cells += ["yes" if row.resumable else ""] * training
+        for name, key in keys.items():
+            choices = ": " * bool(key.choices) + " ".join(f"`{choice}`" for choice in key.choices)
+            cells = [f"`{name}`", f"`{_default(key)}`", key.text.replace("|", r"\|") + choices]
+            cells += ["yes" if key.resumable else ""] * training
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def with_tables(page: str, kind: type) -> str:
-    """A page with the tables between its markers; as it is if it has none."""
+    """A page with the tables between its markers; unchanged if it has no markers."""
     head, start, rest = page.partition(START)
     _, end, tail = rest.partition(END)
     return head + start + key_tables(kind) + end + tail if start and end else page

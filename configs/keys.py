@@ -1,4 +1,4 @@
-"""What the schema says of a key besides its type: help, choices, and who may change it."""
+"""What the schema says about a key besides its type: help, choices, and who may change it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -8,21 +8,21 @@ from typing import Any
 
 
 class Effect(Enum):
-    """What another value than the experiment file's means for a run's place in the tables."""
+    """Whether a run with another value than its experiment file's still belongs in the tables."""
 
-    NONE = "none"  # the same numbers up to rounding, or shown beside them (data set, seed, length)
-    NOTED = "noted"  # listed with a note
-    OTHER = "other"  # not listed: another experiment
+    NONE = "none"  # yes: same numbers up to rounding, or shown beside them (data set, seed, length)
+    NOTED = "noted"  # yes, with a note
+    OTHER = "other"  # no: it is another experiment
 
 
 @dataclass(frozen=True)
 class Key:
     """One configuration key."""
 
-    default: Any  # omegaconf's MISSING where a named choice (model=C) or the user gives the value
+    default: Any  # omegaconf's MISSING if a named choice (model=C) or the user gives the value
     text: str
     choices: tuple[str, ...]
-    least: int | None  # the smallest value that makes sense
+    least: int | None  # the smallest valid value
     resumable: bool  # a run may resume with another value
     effect: Effect
 
@@ -36,7 +36,7 @@ def key(
     resumable: bool = False,
     effect: Effect | None = None,
 ) -> Any:
-    """A field of a configuration's dataclass; what a resumed run may change has no effect."""
+    """A field of a configuration's dataclass. Default `effect`: NONE if resumable, else OTHER."""
     effect = effect or (Effect.NONE if resumable else Effect.OTHER)
     metadata = {"key": Key(default, text, tuple(choices), least, resumable, effect)}
     if isinstance(default, list):
@@ -44,12 +44,12 @@ def key(
     return field(default=default, metadata=metadata)
 
 
-free = partial(key, resumable=True)  # changes no result: any session of a run may choose
+free = partial(key, resumable=True)  # changes no result, so a resumed run may change it
 noted = partial(key, effect=Effect.NOTED)
 
 
 def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """All keys' dotted names and fields of a configuration class, in the schema's order."""
+    """The dotted names and fields of all keys of a configuration class, in the schema's order."""
     for each in fields(kind):
         if isinstance(each.type, type) and is_dataclass(each.type):
             yield from fields_of(each.type, f"{prefix}{each.name}.")
@@ -58,5 +58,5 @@ def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
 
 
 def keys_of(kind: type) -> dict[str, Key]:
-    """All keys of a configuration class by their dotted names, in the schema's order."""
+    """The keys of a configuration class by dotted name, in the schema's order."""
     return {name: each.metadata["key"] for name, each in fields_of(kind)}

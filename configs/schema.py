@@ -1,9 +1,9 @@
 """Every configuration key, once: its type, default, meaning, unit, and place in the paper.
 
-All else follows from here: what Hydra accepts, the checks of choices, what a resumed run may
-change, how runs are compared with their experiments, `--help`, and the tables of keys in docs/. A
-new key is one line of this file. The yaml files beside it hold only the values of named choices
-(`model=C`, `act=prelu`, ...; here their keys are MISSING) and which of them are the default.
+A new key is one line of this file. What Hydra accepts, the checks of choices, what a resumed run
+may change, `--help` and the tables of keys in docs/ all follow from it. The yaml files beside it
+hold only the values of named choices (`model=C`, `act=prelu`, ...; their keys are MISSING here) and
+the default choices.
 """
 
 from dataclasses import dataclass, field
@@ -27,19 +27,19 @@ class StageConfig:
     convs: int = key(MISSING, "number of convolutions")
     kernel: int = key(3, "side of the filters")
     stride: int = key(1, "stride of the first convolution")
-    pad: list[int] = key([1], "padding, taken in turn, convolution by convolution")
+    pad: list[int] = key([1], "padding of the convolutions, repeated in turn")
     pool: int = key(0, "side of the max-pool that ends the stage; 0: none")
-    pool_stride: int = key(2, "stride of that pool")
+    pool_stride: int = key(2, "stride of the max-pool")
 
 
 @dataclass
 class ModelConfig:
-    """Architecture (Tables 1 and 3), with the training scale and length the paper gives it."""
+    """Architecture (Tables 1 and 3), with the paper's training scale and number of epochs."""
 
     name: str = key(MISSING, "the architecture's name")
     stages: list[StageConfig] = key(MISSING, "stages of convolutions, as in configs/model/*.yaml")
-    extra_convs: int = key(0, "more layers, spread from the deepest stage up (Sec. 2.2)", least=0)
-    spp: list[int] = key(MISSING, "pyramid levels: n stands for n x n bins ([11])")
+    extra_convs: int = key(0, "more convolutions, from the deepest stage up (Sec. 2.2)", least=0)
+    spp: list[int] = key(MISSING, "pyramid levels: n for n x n bins ([11])")
     fc: list[int] = key([4096, 4096], "widths of fc1 and fc2")
     scale: Any = key(MISSING, "default of data.scale")
     epochs: int = key(MISSING, "default of epochs")
@@ -52,15 +52,15 @@ class ActConfig:
     name: str = key(MISSING, "the rectifier's name")
     slope: float = key(MISSING, "a of Eq. 1: initial where learned, else fixed")
     learned: bool = key(MISSING, "whether the slope is learned")
-    shared: bool = key(False, "one slope for a whole layer instead of one for each channel")
+    shared: bool = key(False, "one slope per layer instead of one per channel")
     kernel: str = free(
         "auto",
-        "triton: bias, rectifier, dropout in one GPU kernel; auto: eager, until measured",
+        "triton: bias, rectifier and dropout in one GPU kernel; auto: eager, until measured",
         choices=("auto", "eager", "triton"),
     )
 
     def num_slopes(self, num_channels: int) -> int:
-        """Learned slopes of one rectifier."""
+        """The number of learned slopes of one rectifier."""
         return (1 if self.shared else num_channels) if self.learned else 0
 
 
@@ -71,10 +71,10 @@ class InitConfig:
     name: str = key(MISSING, "the initialisation's name")
     rule: str = key(
         MISSING,
-        "std of convolutions: Eq. 14, Eq. 10, 1/n, or conv_std",
+        "std of convolutions: from Eq. 14, Eq. 10 or 1/n, or conv_std",
         choices=("he", "he_forward", "xavier", "gaussian"),
     )
-    conv_std: float = key(0.01, "std of convolutions, rule=gaussian only ([16])")
+    conv_std: float = key(0.01, "std of convolutions for rule=gaussian ([16])")
     fc_std: list[float] = key([0.01, 0.01, 0.001], "std of fc1, fc2, fc3")
 
 
@@ -84,34 +84,31 @@ class DataConfig:
 
     name: str = key(MISSING, "the data set's name")
     root: str = free(
-        MISSING,
-        "folder with train/<class>/* and val/<class>/*, the official tars, or Kaggle's ILSVRC/",
+        MISSING, "folder of train/<class>/* and val/<class>/*, official tars, or Kaggle's ILSVRC/"
     )
     num_classes: int | None = key(
-        None, "null: as many as folders in train/", least=1, effect=Effect.NONE
+        None, "null: the number of folders in train/", least=1, effect=Effect.NONE
     )
     crop: int = key(224, "side of the training crop, pixels", least=1)
     scale: Any = key("${model.scale}", "shorter side in training, pixels: a number or [low, high]")
-    val_scale: int | None = key(None, "the same in validation; null: crop * 256 / 224", least=1)
+    val_scale: int | None = key(None, "shorter side in validation; null: crop * 256 / 224", least=1)
     mean: str = key(
         "channel",
         "what is subtracted: channel, or a mean image (.npy) of prepare_imagenet.py",
-        resumable=True,  # the file may move: its content is compared
+        resumable=True,  # the file may have moved: its content is compared
         effect=Effect.NOTED,
     )
-    on_error: str = free(
-        "stop", "at an unreadable image: stop, or skip to the next one", choices=_ON_ERROR
-    )
+    on_error: str = free("stop", "unreadable image: stop, or skip to the next", choices=_ON_ERROR)
 
     @property
     def scale_range(self) -> tuple[int, int]:
-        """`scale` as (low, high), pixels, both included."""
+        """`scale` as (low, high), pixels, inclusive."""
         low, high = self.scale if isinstance(self.scale, list) else (self.scale, self.scale)
         return low, high
 
     @property
     def validation_scale(self) -> int:
-        """Shorter side in validation: 256 for a crop of 224, in proportion for other crops."""
+        """Shorter side in validation; by default 256 for a crop of 224, others in proportion."""
         return self.val_scale or round(self.crop * 256 / 224)
 
 
@@ -138,12 +135,12 @@ class ScheduleConfig:
 
     rule: str = noted(
         "plateau",
-        "when the rate switches: the error plateaus, or at fixed epochs",
+        "when the rate switches: if the error plateaus, or at fixed epochs",
         choices=("plateau", "fixed"),
     )
     rates: list[float] = noted([1e-2, 1e-3, 1e-4], "learning rates, in order")
     patience: int = noted(5, "plateau: epochs without improvement before a switch", least=1)
-    min_improvement: float = noted(0.1, "plateau: least improvement, points of top-1 error")
+    min_improvement: float = noted(0.1, "plateau: smallest improvement, points of top-1 error")
     switch_epochs: list[int] = noted([30, 60], "fixed: epochs of the switches")
 
 
@@ -176,24 +173,22 @@ class TrainConfig:
     runs: str = free("runs", "folder of the run folders")
     seed: int = key(0, "seed of all random numbers", effect=Effect.NONE)
     epochs: int = key("${model.epochs}", "passes over the training set", least=1)
-    max_steps: int | None = free(None, "stop after so many steps, if epochs end later", least=1)
+    max_steps: int | None = free(None, "stop after this many steps, even within an epoch", least=1)
     log_every: int = free(50, "steps between lines of metrics.jsonl", least=1)
-    batch_size: int = key(128, "images a step, over all processes (Sec. 3)", least=1)
-    micro_batch: int | None = free(None, "images at once on a device; null: its whole share")
+    batch_size: int = key(128, "images per step, over all processes (Sec. 3)", least=1)
+    micro_batch: int | None = free(None, "images per pass on a device; null: its whole share")
     momentum: float = key(0.9, "mu of Eq. 4 (Sec. 3)")
     weight_decay: float = key(5e-4, "of weights, never of slopes (Sec. 2.1) or biases (Sec. 3)")
     dropout: float = key(0.5, "drop probability on fc1 and fc2 (Sec. 3)")
     # Not in the paper, whose recipe diverges within ten steps (docs/choices.md, results/start).
-    clip_norm: float | None = key(1.0, "largest norm of the gradient; null: no limit, the paper's")
+    clip_norm: float | None = key(1.0, "largest gradient norm; null: no limit, as in the paper")
     skip_steps: list[list[int]] = key(
         [],
         "spans [first, last] of steps, from 1, without an update: a way past a divergence",
-        resumable=True,  # spans of steps to come may be added
+        resumable=True,  # spans of later steps may be added
         effect=Effect.NOTED,
     )
-    val_subset: int | None = key(
-        None, "images to validate on (Figs. 2, 3: 3000); null: all", least=1
-    )
+    val_subset: int | None = key(None, "validation images (Figs. 2, 3: 3000); null: all", least=1)
     val_every: int | None = free(None, "steps between validations in an epoch; null: none", least=1)
     precision: str = noted("bf16", "arithmetic; weights and updates stay fp32", choices=PRECISIONS)
     parallel: str = free(
@@ -211,13 +206,13 @@ class TrainConfig:
         return Path(self.runs) / self.name
 
     def images_at_once(self, num_processes: int) -> int:
-        """Images that a device takes at once."""
+        """Images per forward and backward pass on a device."""
         return self.micro_batch or self.batch_size // num_processes
 
 
 @dataclass
 class EvalDataConfig:
-    """Data set; what is null comes from the checkpoint's own configuration."""
+    """Data set; null values come from the checkpoint's own configuration."""
 
     root: str | None = key(None, "folder of the data set")
     on_error: str = key("stop", "at an unreadable image: stop, or skip it", choices=_ON_ERROR)
@@ -245,7 +240,7 @@ class EvalConfig:
     split: str = key("val", "test: unlabelled images, for a submission", choices=("val", "test"))
     images: Any = key(None, "image files or folders to classify, instead of a split")
     subset: int | None = key(None, "images to test on; null: all", least=1)
-    batch_size: int = key(8, "images of one size at once on a device", least=1)
+    batch_size: int = key(8, "images of one size per pass on a device", least=1)
     precision: str | None = key(None, "arithmetic; null: the run's", choices=PRECISIONS)
     device: str = key("auto", "where testing runs", choices=_DEVICES)
     timeout: int = key(600, "seconds without progress after which the job ends")
@@ -254,6 +249,6 @@ class EvalConfig:
 
     @property
     def checkpoints(self) -> list[str]:
-        """The files that `checkpoint` names, one or several."""
+        """The files that `checkpoint` names."""
         files = self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
         return [str(file) for file in files]

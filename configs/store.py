@@ -1,17 +1,17 @@
 """Compose the yaml files with the schema, and turn the result into plain objects."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, MissingMandatoryValue, OmegaConfBaseException
@@ -24,18 +24,18 @@ T = TypeVar("T")
 PlainConfig = dict[str, Any]  # plain values, nested as in a yaml file
 FlatConfig = dict[str, Any]  # the same by dotted key, {"model.name": "A"}
 _TRAIN_KEYS = keys_of(TrainConfig)
-_ADVICE = """quote lists for the shell, and odd names in them twice: 'images=["a,b.jpg",c.jpg]'"""
+_ADVICE = """quote lists for the shell, and odd names in lists again: 'images=["a,b.jpg",c.jpg]'"""
 _FILES = ("checkpoint", "images")  # a name or a list of names
 
 
 def register() -> None:
-    """Make the schema known to Hydra; call before @hydra.main composes."""
+    """Register the schema with Hydra, before @hydra.main composes."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="eval_schema", node=EvalConfig)
 
 
 def compose_config(overrides: Sequence[str], kind: type[T], program: str = "train") -> T:
-    """The configuration of `python PROGRAM.py OVERRIDES`; raises UserError if it is refused."""
+    """The configuration of `python PROGRAM.py OVERRIDES`; raises UserError if Hydra refuses it."""
     register()
     folder = str(Path(__file__).parent)
     try:
@@ -47,7 +47,7 @@ def compose_config(overrides: Sequence[str], kind: type[T], program: str = "trai
 
 
 def _sentence(error: HydraException, program: str) -> str:
-    """Why Hydra refuses a command line, without its line breaks and the folders it has searched."""
+    """Why Hydra refuses a command line, in one line without its search path."""
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError):
         return f"there is no key {cause.full_key}: `python {program}.py --help` lists all"
@@ -58,10 +58,10 @@ def _sentence(error: HydraException, program: str) -> str:
 
 
 def compose_early(kind: type[T], check: Callable[[T], None], program: str) -> T | None:
-    """The configuration of this program's command line; None: it has options such as --cfg.
+    """The configuration of this program's command line; None: options such as --cfg need Hydra.
 
     Ends the program with a sentence if the command line does not compose, or if `check` refuses it.
-    Called before torch is loaded, which takes seconds. Options are left to Hydra.
+    Called before torch is loaded, which takes seconds.
     """
     arguments = sys.argv[1:]
     if any(argument.startswith("-") for argument in arguments):
@@ -73,20 +73,23 @@ def compose_early(kind: type[T], check: Callable[[T], None], program: str) -> T 
 
 
 def as_typed(arguments: Sequence[str], kind: type) -> list[str]:
-    """The arguments of a command line, with quotes around text that Hydra would read otherwise.
+    """The arguments of a command line, with text quoted so that Hydra reads it as it was typed.
 
-    Unquoted, 2026_11_25 and 1e3 are numbers for it and `photo (1).jpg` no value at all. A leading
-    ~/ is the user's home folder. Raises UserError for an argument that Hydra cannot read.
+    Hydra takes 2026_11_25 and 1e3 unquoted for numbers, and cannot read `photo (1).jpg`. A leading
+    ~/ becomes the user's home folder. Raises UserError for an argument that Hydra cannot read.
     """
-    parser, texts = OverridesParser.create(), _text_keys(kind)
+    parser = OverridesParser.create()
+    types = {name: each.type for name, each in fields_of(kind)}
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if equals and not key.startswith("-"):
             name = key.lstrip("+")
+            is_text = name in _FILES or types.get(name) in (str, str | None)
+            is_null = value == "null" and types.get(name) is not str
             if name in _FILES and value.startswith("[") and value.endswith("]"):
                 value = _quote_items(value)
-            elif name in texts and not (texts[name] and value == "null"):
+            elif is_text and not is_null:
                 value = _quote(value)
             with refusing(HydraException, what=f"cannot read {argument}", also=_ADVICE):
                 parser.parse_override(f"{key}={value}")
@@ -94,17 +97,8 @@ def as_typed(arguments: Sequence[str], kind: type) -> list[str]:
     return quoted
 
 
-def _text_keys(kind: type) -> dict[str, bool]:
-    """The keys whose values are text, and whether they may be null."""
-    return {
-        name: each.type is not str
-        for name, each in fields_of(kind)
-        if each.type in (str, str | None) or name in _FILES
-    }
-
-
 def _quote_items(value: str) -> str:
-    """[a b,c] -> ['a b','c']; as it is if a name in the list is quoted already."""
+    """[a b,c] -> ['a b','c']; unchanged if an item is already quoted."""
     items = [item.strip() for item in value[1:-1].split(",")]
     if value == "[]" or any(item[:1] in ("'", '"') for item in items):
         return value
@@ -112,12 +106,10 @@ def _quote_items(value: str) -> str:
 
 
 def _quote(value: str) -> str:
-    """The value as Hydra's grammar quotes it; as it is if it is quoted already."""
+    """The value in the quotes of Hydra's grammar; unchanged if it is already quoted."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in ("'", '"'):
         return value
-    value = os.path.expanduser(value)
-    # Before a quotation mark, and only there, backslashes are escaped.
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value) + "'"
+    return QuotedString(os.path.expanduser(value), Quote.single).with_quotes()
 
 
 def to_config(raw: DictConfig, kind: type[T]) -> T:
@@ -145,9 +137,7 @@ def from_dict(values: PlainConfig, kind: type[T]) -> T:
 
 def to_dict(config: Any) -> PlainConfig:
     """A configuration as plain values, for yaml files and checkpoints."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return cast(PlainConfig, OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def read_yaml(path: Path) -> PlainConfig:
@@ -171,7 +161,7 @@ def flatten(values: Any, prefix: str = "") -> FlatConfig:
 
 @dataclass(frozen=True)
 class Change:
-    """A key of training whose value differs between two configurations."""
+    """A key whose value differs between two training configurations."""
 
     key: str
     old: Any
@@ -182,12 +172,12 @@ class Change:
 
     @property
     def resumable(self) -> bool:
-        """Whether a resumed run may change it; False for a key that the schema does not know."""
+        """Whether a resumed run may make it; False for keys that are not in the schema."""
         return self.key in _TRAIN_KEYS and _TRAIN_KEYS[self.key].resumable
 
     @property
     def effect(self) -> Effect:
-        """What it means for a run's place in the tables."""
+        """Whether the run still belongs in the tables."""
         return _TRAIN_KEYS[self.key].effect if self.key in _TRAIN_KEYS else Effect.OTHER
 
 
@@ -195,5 +185,5 @@ def changes(old: PlainConfig | FlatConfig, new: PlainConfig | FlatConfig) -> lis
     """The keys that differ between two configurations, as plain values, sorted by name."""
     before, after = flatten(old), flatten(new)
     keys = sorted(before.keys() | after.keys())
-    found = [Change(key, before.get(key), after.get(key)) for key in keys]
-    return [change for change in found if change.old != change.new]
+    candidates = [Change(key, before.get(key), after.get(key)) for key in keys]
+    return [change for change in candidates if change.old != change.new]

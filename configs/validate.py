@@ -1,4 +1,4 @@
-"""What a configuration must be before anything is built or written."""
+"""What a configuration must satisfy before anything is built or written."""
 
 from collections.abc import Sequence
 from operator import attrgetter
@@ -21,7 +21,7 @@ def one_of(key: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def _validate_keys(config: TrainConfig | EvalConfig) -> None:
-    """Check single keys against the schema: choices and least values."""
+    """Check each key against the schema's choices and least values."""
     for name, key in keys_of(type(config)).items():
         value = attrgetter(name)(config)
         require(value != "", f"{name}= is empty")
@@ -32,11 +32,11 @@ def _validate_keys(config: TrainConfig | EvalConfig) -> None:
 
 
 def validate(config: TrainConfig, num_processes: int) -> None:
-    """Refuse what cannot be trained; raises UserError with one sentence."""
+    """Raise UserError, with one sentence, if this cannot be trained."""
     _validate_keys(config)
     require(
         "/" not in config.name and config.name not in (".", ".."),
-        f"name={config.name} must be the name of one folder: runs=FOLDER is where it lies",
+        f"name={config.name} must be one folder's name: give the folder above as runs=FOLDER",
     )
     _validate_loader(config.loader)
     _validate_model(config.model)
@@ -68,7 +68,7 @@ def _validate_model(model: ModelConfig) -> None:
     )
     require(
         model.extra_convs == 0 or any(stage.convs > 1 for stage in model.stages),
-        f"model.extra_convs={model.extra_convs} needs a stage of several layers",
+        f"model.extra_convs={model.extra_convs} needs a stage of several convolutions",
     )
     for number, stage in enumerate(model.stages, 1):
         require(
@@ -85,7 +85,7 @@ def _validate_loader(loader: LoaderConfig) -> None:
 
 
 def validate_timeout(timeout: int) -> None:
-    """Refuse a timeout that would end healthy jobs; called before there are processes to watch."""
+    """Refuse a timeout that would end healthy jobs; called before the processes are watched."""
     require(timeout >= 10, f"timeout={timeout} is too short: processes need up to 10 s to start")
 
 
@@ -119,12 +119,12 @@ def _validate_numbers(config: TrainConfig) -> None:
     require(
         config.schedule.rule == "plateau" or len(config.schedule.switch_epochs) == len(rates) - 1,
         f"schedule.switch_epochs={config.schedule.switch_epochs} must have one epoch fewer than "
-        f"schedule.rates={rates} has rates",
+        f"schedule.rates={rates}",
     )
 
 
 def validate_eval(config: EvalConfig) -> None:
-    """Refuse what cannot be evaluated; raises UserError with one sentence."""
+    """Raise UserError, with one sentence, if this cannot be evaluated."""
     _validate_keys(config)
     _validate_loader(config.loader)
     files = config.checkpoints
@@ -144,21 +144,16 @@ def validate_eval(config: EvalConfig) -> None:
         config.subset is None or (config.split == "val" and config.images is None),
         "subset= is for validation images: a submission has a line for each test image",
     )
-    require(
-        config.scales is None or (len(config.scales) > 0 and min(config.scales) > 0),
-        f"scales={config.scales} must list shorter sides in pixels",
-    )
-    require(
-        config.scales is None or len(set(config.scales)) == len(config.scales),
-        f"scales={config.scales} names a scale twice",
-    )
+    if (scales := config.scales) is not None:
+        require(len(scales) > 0 and min(scales) > 0, f"scales={scales} must list sides in pixels")
+        require(len(set(scales)) == len(scales), f"scales={scales} names a scale twice")
     require(
         not config.square or config.views in ("ten", "grid"),
         f"square=true needs views=ten or grid, not {config.views}",
     )
     require(
         not config.on_map or config.views in ("centre", "ten", "grid"),
-        f"on_map=true needs views=centre, ten or grid: {config.views} is on the map anyway",
+        f"on_map=true needs views=centre, ten or grid: {config.views} uses the map anyway",
     )
     require(
         config.save_predictions is None or config.save_predictions.endswith(".npz"),

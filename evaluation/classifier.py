@@ -1,4 +1,4 @@
-"""A trained network as one module that leaves the project: uint8 images in, probabilities out."""
+"""A trained network as one module for use elsewhere: uint8 images in, probabilities out."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from models.network import Network, build_network
 
 
 class Classifier(nn.Module):
-    """One crop of each image, as `views=centre` sees it, with the mean and the softmax inside."""
+    """Classifies crops as `views=centre` does, mean subtraction and softmax included."""
 
     mean: Tensor
 
@@ -31,31 +31,30 @@ class Classifier(nn.Module):
         return self.network.head(self._pool(maps)).softmax(1)
 
     def _pool(self, maps: Tensor) -> Tensor:
-        """models/spp.py for maps of one size: other programs have no adaptive pooling."""
+        """models/spp.py for maps of a fixed size: ONNX has no adaptive pooling."""
         _, _, height, width = maps.shape
         features = []
         for level in self.network.spp.levels:
-            bins = pyramid_bins([level], height, width)
             pooled = [
-                maps[:, :, one.y : one.y + one.height, one.x : one.x + one.width].amax((2, 3))
-                for one in bins
+                maps[:, :, b.y : b.y + b.height, b.x : b.x + b.width].amax((2, 3))
+                for b in pyramid_bins([level], height, width)
             ]
             features.append(torch.stack(pooled, dim=2).flatten(1))
         return torch.cat(features, dim=1)
 
 
 def restore_network(state: State, run: TrainConfig) -> Network:
-    """The network of a run's checkpoint, on the CPU; takes the weights out of `state`."""
+    """The network of a run's checkpoint, on the CPU; removes the weights from `state`."""
     network = build_network(run.model, run.act, run.init, len(state["classes"]), seed=None)
     network.load_state_dict(state["network"])
-    state["network"].clear()  # frees a large model's second copy
+    state["network"].clear()  # frees the second copy of a large model
     return network
 
 
 def load_classifier(checkpoint: Path) -> Classifier:
     """The network of a checkpoint, on the CPU, in fp32, for testing.
 
-    Raises UserError if the file is missing, damaged or no checkpoint.
+    Raises UserError if the file is missing, damaged or not a checkpoint.
     """
     state = load_checkpoint(checkpoint)
     run = from_dict(state["config"], TrainConfig)

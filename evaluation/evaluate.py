@@ -1,4 +1,4 @@
-"""One checkpoint: which images it is tested on, and their scores at every scale."""
+"""Tests one checkpoint: opens it with its images, and scores them at every scale."""
 
 import hashlib
 import json
@@ -39,32 +39,32 @@ from evaluation.scorer import Scorer
 from evaluation.submission import open_test_images
 from evaluation.views import default_scales, full_image_scale, scale_weights
 
-# Images that wait for others of their size, in batches: bounds memory.
+# The most batches of images that wait for others of their size: bounds memory.
 _MAX_WAITING = 16
 
 
 @dataclass
 class NetworkScores:
-    """What one network says of all images."""
+    """The scores of all images by one network."""
 
     predictions: Predictions  # all scales combined
-    by_scale: dict[int, Floats] = field(default_factory=dict)  # [N, K]; {}: not known
-    shards: list[ScoreShards] = field(default_factory=list)  # where they are until they are used
+    by_scale: dict[int, Floats] = field(default_factory=dict)  # probabilities [N, K]; {}: unknown
+    shards: list[ScoreShards] = field(default_factory=list)  # on disk until the result is written
 
 
 @dataclass(frozen=True)
 class OpenNetwork:
-    """A checkpoint that can be scored."""
+    """A checkpoint, and the images on which to test it."""
 
     path: Path
     weights: str  # their fingerprint
-    state: State | None  # None: to be read again, so that no two are in memory together
+    state: State | None  # None: loaded again later, to hold one network of an ensemble at a time
     run: TrainConfig
     scales: list[int]
     root: str  # the data set
     index: ImageIndex
     indices: Ints  # of the images to score
-    images: str  # their hash
+    images: str  # the hash of these images
 
     @property
     def classes(self) -> list[str]:
@@ -74,9 +74,9 @@ class OpenNetwork:
 def open_network(
     path: Path, config: EvalConfig, on_progress: OnProgress
 ) -> OpenNetwork | Predictions:
-    """A checkpoint with the images that it is to score, or a file of saved predictions (.npz).
+    """A checkpoint with the images to score, or a file of saved predictions (.npz).
 
-    Raises UserError for whatever would keep it from being scored.
+    Raises UserError if it cannot be scored.
     """
     if path.suffix == ".npz":
         return load_predictions(path)
@@ -88,7 +88,6 @@ def open_network(
     root = config.data.root or run.data.root
     index = open_images(config, root, state["classes"], on_progress)
     indices = subset(len(index), config.subset)
-    images = hash_of_images(index, indices)
     state.pop("optimizer", None)  # twice the size of the weights
     return OpenNetwork(
         path=path,
@@ -99,16 +98,31 @@ def open_network(
         root=root,
         index=index,
         indices=indices,
-        images=images,
+        images=hash_of_images(index, indices),
     )
+
+
+def open_images(
+    config: EvalConfig, root: str, classes: list[str], on_progress: OnProgress = no_report
+) -> ImageIndex:
+    """The images to test on: a split of the data set in `root`, or the user's own pictures.
+
+    classes: those of the network. Raises UserError if there are no images, if the validation images
+    have other classes, or if the test images cannot make a submission.
+    """
+    if config.images is not None:
+        return open_pictures(config.images, classes)
+    if config.split == "test":
+        return open_test_images(root, classes, on_progress)
+    return scan_folder(root, "val", classes, on_progress)
 
 
 def score_network(
     network: OpenNetwork | Predictions, config: EvalConfig, stop: StopRequest, folder: Path
 ) -> NetworkScores:
-    """Score all images at all scales, less those whose scores are in `folder` already.
+    """Score all images at all scales, except those whose scores are already in `folder`.
 
-    Raises Stopped, with the scores so far of all processes in `folder`, if a signal asks for it.
+    Raises Stopped if a signal asks for it; the scores so far of all processes are then in `folder`.
     """
     if isinstance(network, Predictions):
         return NetworkScores(network)
@@ -124,28 +138,13 @@ def score_network(
         by_scale[scale] = shards.read()
         all_shards.append(shards)
     data = network.run.data
-    parts = scale_weights(config.views, network.scales, data.crop, data.validation_scale)
-    scores = weighted_mean(list(by_scale.values()), parts)
+    weights = scale_weights(config.views, network.scales, data.crop, data.validation_scale)
+    scores = weighted_mean(list(by_scale.values()), weights)
     if config.average == "logits":
         scores = softmax(scores, axis=1)
         by_scale = {scale: softmax(logits, axis=1) for scale, logits in by_scale.items()}
     predictions = Predictions(scores, index.labels[indices], index.classes, network.images)
     return NetworkScores(predictions, by_scale, all_shards)
-
-
-def open_images(
-    config: EvalConfig, root: str, classes: list[str], on_progress: OnProgress = no_report
-) -> ImageIndex:
-    """The images to test on: a split of the data set in `root`, or the user's own pictures.
-
-    classes: those that the network knows. Raises UserError if there are no images, if the
-    validation images have other classes, or if the test images cannot make a submission.
-    """
-    if config.images is not None:
-        return open_pictures(config.images, classes)
-    if config.split == "test":
-        return open_test_images(root, classes, on_progress)
-    return scan_folder(root, "val", classes, on_progress)
 
 
 def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Scorer:
@@ -154,8 +153,7 @@ def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Sco
         changed = f"{network.path} was replaced by another while the first networks were tested"
         require(fingerprint(network.path) == network.weights, changed)
         state = load_checkpoint(network.path)
-    name = config.precision or run.precision
-    precision = set_precision(name, world.device, fixed_shapes=False)
+    precision = set_precision(config.precision or run.precision, world.device, fixed_shapes=False)
     if world.is_main and precision.is_emulated:
         print(f"precision={precision}", flush=True)
     return Scorer(
@@ -172,10 +170,10 @@ def _build_scorer(config: EvalConfig, network: OpenNetwork, world: World) -> Sco
 
 
 def _shards_key(network: OpenNetwork, config: EvalConfig, scorer: Scorer, scale: int) -> str:
-    """The name of the folder of shards: it changes with all that the scores depend on."""
-    how = [scorer.views, scorer.average, scorer.square, scorer.on_map, scorer.full_image_scale]
-    more = [scorer.precision.name, config.data.on_error]
-    text = json.dumps([network.weights, network.images, scale, *how, *more])
+    """The folder name of the shards: a hash of everything that the scores depend on."""
+    views = [scorer.views, scorer.average, scorer.square, scorer.on_map, scorer.full_image_scale]
+    precision = [scorer.precision.name, config.data.on_error]
+    text = json.dumps([network.weights, network.images, scale, *views, *precision])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -191,7 +189,7 @@ def score_images(
 ) -> None:
     """Fill this process's shards with the scores of index[indices], resized to `scale`.
 
-    Stops early if a signal asks for it. Whatever ends it, the scores so far are kept. Scores do not
+    Stops early if a signal asks for it. The scores so far are saved however it ends. They do not
     depend on which images share a batch.
     """
     pending = shards.pending(stop.world.rank, stop.world.size)
@@ -205,7 +203,7 @@ def score_images(
     with closing(batches), bar:
 
         def readable_images() -> Iterator[tuple[int, Tensor]]:
-            """Position and pixel values of each."""
+            """The position and pixel values of each."""
             positions = iter(pending.tolist())
             for batch in batches:
                 for image, replaced in zip(batch.images, batch.replaced.tolist(), strict=True):
@@ -232,7 +230,7 @@ def score_images(
 def batch_by_size(
     images: Iterator[tuple[int, Tensor]], batch_size: int
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of up to `batch_size` images of one size: their positions, and [B, H, W, 3]."""
+    """Batches of up to `batch_size` images of one size: positions, and images [B, H, W, 3]."""
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
     num_waiting = 0
     for position, image in images:

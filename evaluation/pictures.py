@@ -13,7 +13,7 @@ from evaluation.predictions import Predictions, best_classes, readable
 
 
 def open_pictures(names: str | list[str], classes: list[str]) -> ImageIndex:
-    """Image files, or the image files in folders, in the order given; their labels are -1.
+    """The given image files, and those in the given folders, in this order; their labels are -1.
 
     Raises UserError if a name is neither, or cannot be read.
     """
@@ -21,15 +21,17 @@ def open_pictures(names: str | list[str], classes: list[str]) -> ImageIndex:
     for name in names if isinstance(names, list) else [names]:
         path = Path(name).expanduser().absolute()
         with refusing(OSError, what=f"cannot read images={name}"):
-            inside = sorted(path.iterdir()) if path.is_dir() else [path]
-            unused += [left_out(path, list_files(path).unused)] if path.is_dir() else []
-            images = [str(file) for file in inside if is_image(os.fsencode(file.name))]
-            if not path.exists() or not images:
-                raise UserError(f"images={name} is no image file and no folder of some")
+            candidates = [path] if path.exists() else []
+            if path.is_dir():
+                candidates = sorted(path.iterdir())
+                unused.append(left_out(path, list_files(path).unused))
+        images = [str(file) for file in candidates if is_image(os.fsencode(file.name))]
+        if not images:
+            raise UserError(f"images={name} is not an image file or a folder of images")
         files += images
     paths = np.array([os.fsencode(file) for file in files], np.bytes_)
-    sentence = "; ".join(filter(None, unused))
-    return ImageIndex(classes, np.full(len(files), -1, np.int64), "/", paths, left_out=sentence)
+    remark = "; ".join(filter(None, unused))
+    return ImageIndex(classes, np.full(len(files), -1, np.int64), "/", paths, left_out=remark)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ClassifiedPicture:
     image: str  # path
     truth: str | None  # the class whose folder it is in, if any
     classes: list[str]  # most probable first
-    words: list[str]  # what people call them
+    words: list[str]  # their English names
     probabilities: list[float]
     truth_words: str | None
 
@@ -54,7 +56,7 @@ class ClassifiedPicture:
 def classify_pictures(
     predictions: Predictions, index: ImageIndex, words: list[str]
 ) -> list[ClassifiedPicture]:
-    """The readable pictures; words: what people call each class."""
+    """The readable pictures; words: the English name of each class."""
     words_of = dict(zip(predictions.classes, words, strict=True))
     best = best_classes(predictions.scores, 5)
     pictures = []

@@ -1,4 +1,4 @@
-"""Class probabilities of every image: combined over scales and networks, saved and read back."""
+"""Class probabilities of images: combined over scales and networks, saved and loaded."""
 
 import hashlib
 import zipfile
@@ -29,35 +29,35 @@ class Predictions:
 
 
 def readable(scores: Floats) -> npt.NDArray[np.bool_]:
-    """Which of the images of scores [N, K] could be read: bool [N]."""
+    """Which images could be read: bool [N] for scores [N, K]."""
     return np.asarray(np.isfinite(scores).all(axis=1))
 
 
 def best_classes(scores: Floats, count: int) -> Ints:
-    """The `count` classes of highest score of each row [N, K], the best first: int64 [N, count].
+    """The `count` classes of highest score for each row of [N, K], best first: int64 [N, count].
 
-    Classes of equal score come in the order of their index, as errors are counted.
+    Ties go to the lower class index, as they do when errors are counted.
     """
     return np.argsort(-scores, axis=1, kind="stable")[:, :count].astype(np.int64)
 
 
 def hash_of_images(index: ImageIndex, indices: Ints) -> str:
-    """Hex SHA-256 of index[indices]: predictions of different images are never combined."""
+    """Hex SHA-256 of index[indices]. Predictions with different hashes are never combined."""
     digest = hashlib.sha256(index.fingerprint().encode())
     digest.update(np.ascontiguousarray(indices, "<i8").tobytes())
     return digest.hexdigest()
 
 
 def weighted_mean(scores: Sequence[Floats], weights: Sequence[float]) -> Floats:
-    """Mean of scores [N, K] of scales or networks, in double precision."""
+    """Weighted mean of the scores [N, K] of scales or networks, computed in float64."""
     total = np.zeros(scores[0].shape, np.float64)
     for each, weight in zip(scores, weights, strict=True):
         total += weight * each.astype(np.float64)
     return (total / sum(weights)).astype(np.float32)
 
 
-class OfImages(Protocol):
-    """A network, or its predictions, for certain images."""
+class ImageList(Protocol):
+    """The images that a network, or a file of its predictions, is for."""
 
     @property
     def classes(self) -> list[str]: ...
@@ -66,8 +66,8 @@ class OfImages(Protocol):
     def images(self) -> str: ...  # as in Predictions
 
 
-def refuse_mixed(networks: Mapping[str, OfImages]) -> None:
-    """Raises UserError if networks, by name, are for different images or classes."""
+def refuse_mixed(networks: Mapping[str, ImageList]) -> None:
+    """Raise UserError if the networks, by name, are for different images or classes."""
     (first_name, first), *others = networks.items()
     for name, other in others:
         if other.images != first.images or other.classes != first.classes:
@@ -75,14 +75,14 @@ def refuse_mixed(networks: Mapping[str, OfImages]) -> None:
 
 
 def ensemble(networks: dict[str, Predictions], weights: list[float] | None) -> Predictions:
-    """The weighted mean of networks' probabilities (Table 7); networks by name.
+    """The weighted mean of the networks' probabilities (Table 7); networks by name.
 
-    Raises UserError if they are of different images or classes.
+    Raises UserError if they are for different images or classes.
     """
     refuse_mixed(networks)
-    members = list(networks.values())
-    scores = weighted_mean([each.scores for each in members], weights or [1.0] * len(members))
-    return replace(members[0], scores=scores)
+    predictions = list(networks.values())
+    scores = [each.scores for each in predictions]
+    return replace(predictions[0], scores=weighted_mean(scores, weights or [1.0] * len(scores)))
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
@@ -97,16 +97,16 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def load_predictions(path: Path) -> Predictions:
-    """What save_predictions wrote; raises UserError if it is missing or something else."""
+    """What save_predictions wrote; raises UserError if the file is missing or something else."""
     if not path.is_file():
         raise UserError(f"there are no predictions at {path}")
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(path, allow_pickle=False) as arrays:
             return Predictions(
-                kept["probabilities"].astype(np.float32),
-                kept["labels"].astype(np.int64),
-                kept["classes"].tolist(),
-                str(kept["images"]),
+                scores=arrays["probabilities"].astype(np.float32),
+                labels=arrays["labels"].astype(np.int64),
+                classes=arrays["classes"].tolist(),
+                images=str(arrays["images"]),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged or holds no predictions ({error})") from error

@@ -1,25 +1,25 @@
-"""Projects image windows onto the last feature map, as [11] does."""
+"""Projection of image windows onto the last feature map, as in [11]."""
 
 import math
 from dataclasses import dataclass
 
 from torch import nn
 
-from models.network import kernels
+from models.network import kernel_shapes
 
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """Position i of the last map has its receptive field centred at offset + stride * i."""
+    """The receptive field of the last map's position i is centred at offset + stride * i."""
 
     offset: float  # pixels
     stride: int  # pixels
 
     def project(self, start: int, size: int, length: int) -> slice:
-        """The positions whose centres lie in the pixels start .. start + size - 1; at least one.
+        """The positions centred in the pixels start .. start + size - 1; at least one.
 
-        [11]: left floor(x / S) + 1, right ceil(x / S) - 1, here less the offset that the padding
-        causes. The map has `length` positions.
+        As in [11], left floor(x / S) + 1 and right ceil(x / S) - 1, here less the offset. The map
+        has `length` positions.
         """
         left, right = start - 0.5 - self.offset, start + size - 0.5 - self.offset
         first = max(0, math.floor(left / self.stride) + 1)
@@ -29,9 +29,9 @@ class MapGeometry:
 
 
 def map_geometry(trunk: nn.Module) -> MapGeometry:
-    """Follow the centre of position 0, and the distance between positions, through the layers."""
+    """The geometry of a trunk's last map, followed layer by layer."""
     offset, stride = 0.0, 1
-    for kernel, step, pad in kernels(trunk):
+    for kernel, step, pad in kernel_shapes(trunk):
         offset += ((kernel - 1) / 2 - pad) * stride
         stride *= step
     return MapGeometry(offset, stride)

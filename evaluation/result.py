@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,6 +22,7 @@ from evaluation.metrics import (
     ErrorCounts,
     Errors,
     count_errors,
+    interval,
     per_class,
 )
 from evaluation.predictions import Predictions, load_predictions, weighted_mean
@@ -47,9 +49,9 @@ class Result(TypedDict):
 
 
 def result_path(config: EvalConfig, paths: list[Path]) -> Path:
-    """Where the result goes: out=, or a file in the run's folder whose name says what was done.
+    """The result file: out=, or a file in the run's folder whose name says what was tested.
 
-    Results of other images, networks, weights or arithmetic have other names.
+    Results of other images, networks, weights or precisions have other names.
     """
     if config.out:
         return Path(config.out)
@@ -68,7 +70,7 @@ def result_path(config: EvalConfig, paths: list[Path]) -> Path:
     words += [f"of-{config.subset}"] if config.subset else []
     words += [f"and-{len(paths) - 1}-more"] if len(paths) > 1 else []
     words += ["weighted"] if config.weights else []
-    if config.images or root or len(paths) > 1:  # what words do not tell apart
+    if config.images or root or len(paths) > 1:  # which the words do not tell apart
         files = [os.path.abspath(path) for path in (*images, root or "", *paths[1:])]
         text = json.dumps([files, config.weights])
         words.append(hashlib.sha256(text.encode()).hexdigest()[:6])
@@ -76,21 +78,21 @@ def result_path(config: EvalConfig, paths: list[Path]) -> Path:
 
 
 def _short_name(path: str) -> str:
-    """The name of a file or folder, for a part of a file name."""
+    """The name of a file or folder, short enough to be part of a file name."""
     return Path(os.path.abspath(path)).stem[:20]
 
 
 def attachment_suffix(images: Any, split: str | None) -> str | None:
-    """The suffix of what is written beside the result file: a figure, a submission or nothing."""
+    """The suffix of the file beside the result file: a figure's, a submission's, or None."""
     if images is not None:
         return ".png"
     return ".txt" if split == "test" else None
 
 
 def check_outputs(config: EvalConfig, out: Path) -> None:
-    """Raise UserError if a file cannot be written, or would replace one that is no such result.
+    """Raise UserError if a file cannot be written, or would replace anything but such a result.
 
-    With images=cat.png out=cat.json, the figure would replace the image.
+    With images=cat.png out=cat.json, for example, the figure would replace the image.
     """
     earlier: PlainConfig = {}
     with suppress(OSError, ValueError, AttributeError):
@@ -102,8 +104,8 @@ def check_outputs(config: EvalConfig, out: Path) -> None:
     for path in foreign:
         if os.path.lexists(path):
             raise UserError(
-                f"{path} is there already, and such a command of eval.py did not write it: give "
-                "out=FILE.json for results of another name"
+                f"{path} already exists, and no such command of eval.py wrote it: give "
+                "out=FILE.json to write another file"
             )
     with refusing(OSError, what=f"cannot write {out}", also="give out=FILE.json elsewhere"):
         try_to_write(out)
@@ -112,12 +114,11 @@ def check_outputs(config: EvalConfig, out: Path) -> None:
 
 
 def _check_predictions(path: Path, networks: list[str]) -> None:
-    """The same for save_predictions=."""
+    """The same for the file of save_predictions=."""
     if os.path.abspath(path) in map(os.path.abspath, networks):
         raise UserError(f"save_predictions={path} would replace one of the networks")
     if os.path.lexists(path):
-        also = f"save_predictions={path} would replace it"
-        with refusing(UserError, also=also):
+        with refusing(UserError, also=f"save_predictions={path} would replace it"):
             load_predictions(path)
     with refusing(OSError, what=f"cannot write save_predictions={path}"):
         try_to_write(path)
@@ -125,20 +126,20 @@ def _check_predictions(path: Path, networks: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation ends with."""
+    """The outcome of an evaluation."""
 
     text: str  # to be printed
     result: Mapping[str, object]  # the content of the result file
-    attachment: Callable[[], bytes] | None = None  # makes the content of the file beside it
+    attachment: bytes | None = None  # the content of the file beside it
 
     def write(self, path: Path, suffix: str | None) -> list[Path]:
         """Write the files atomically; raises UserError if one cannot be written."""
-        contents = {path: (json.dumps(self.result, indent=2) + "\n").encode()}
+        files = {path: (json.dumps(self.result, indent=2) + "\n").encode()}
         if suffix and self.attachment is not None:
-            contents[path.with_suffix(suffix)] = self.attachment()
-        for file, content in contents.items():
-            write_atomically(file, lambda opened, content=content: opened.write(content))
-        return list(contents)
+            files[path.with_suffix(suffix)] = self.attachment
+        for name, content in files.items():
+            write_atomically(name, methodcaller("write", content))
+        return list(files)
 
 
 def report_errors(
@@ -148,7 +149,7 @@ def report_errors(
     *,
     words: list[str] | None,
 ) -> Report:
-    """The errors at all scales and combined; words: what people call the classes."""
+    """The errors at each scale and combined; words: the English names of the classes."""
     by_scale = _errors_by_scale(list(networks.values()), combined, config.weights)
     errors = count_errors(combined.scores, combined.labels)
     classes = per_class(combined.scores, combined.labels, combined.classes, words)
@@ -160,7 +161,7 @@ def report_errors(
         "images": errors.images,
         "checkpoints": list(networks),
         "classes": summary.as_dict(),
-        "per_class": [each.as_dict() for each in classes],
+        "per_class": [row.as_dict() for row in classes],
         "commit": commit(),
         "config": to_dict(config),
     }
@@ -173,7 +174,7 @@ def report_errors(
 def _errors_by_scale(
     networks: list[NetworkScores], combined: Predictions, weights: list[float] | None
 ) -> dict[int, ErrorCounts]:
-    """The errors of the networks together, at each scale at which all were tested."""
+    """The errors of the combined networks, at each scale at which all were tested."""
     weights = weights or [1.0] * len(networks)
     errors = {}
     for scale in networks[0].by_scale:
@@ -187,15 +188,12 @@ def error_table(rows: dict[str, ErrorCounts], num_classes: int) -> str:
     """Top-1 and top-5 errors with their 95 % intervals, and the errors of guessing."""
     lines = [f"{'scale':<10}{'top-1 error %':>26}{'top-5 error %':>26}{'images':>9}"]
     for name, counts in rows.items():
-        columns = [
-            f"{error:>10.2f} [{low:5.2f}, {high:5.2f}]"
-            for error, (low, high) in (
-                (counts.top1_error, counts.top1_interval),
-                (counts.top5_error, counts.top5_interval),
-            )
-        ]
-        lines.append(f"{name:<10}{columns[0]:>26}{columns[1]:>26}{counts.images:>9}")
-    chance = [100 * (1 - min(k, num_classes) / num_classes) for k in (1, 5)]
-    columns = [f"{error:>10.2f}{'':15}" for error in chance]
-    lines.append(f"{'(chance)':<10}{columns[0]:>26}{columns[1]:>26}".rstrip())
+        line = f"{name:<10}"
+        for wrong in (counts.wrong_top1, counts.wrong_top5):
+            low, high = interval(wrong, counts.images)
+            error = f"{100 * wrong / counts.images:.2f} [{low:5.2f}, {high:5.2f}]"
+            line += f"{error:>26}"
+        lines.append(f"{line}{counts.images:>9}")
+    top1, top5 = (100 * (1 - min(k, num_classes) / num_classes) for k in (1, 5))
+    lines.append(f"{'(chance)':<10}{top1:>11.2f}{top5:>26.2f}")
     return "\n".join(lines)

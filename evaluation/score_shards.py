@@ -1,8 +1,8 @@
-"""Scores of a long evaluation on disk, to resume it and to bring processes together.
+"""Scores of a long evaluation on disk, to resume it and to combine the scores of processes.
 
-A shard holds the scores of a range of images. It is written atomically when its last image is done;
-any process or session that finds it leaves those images alone. A session that is told to stop also
-keeps its unfinished shards.
+A shard holds the scores of a range of images. It is written atomically after its last image; every
+process or later session that finds it skips those images. A session that is told to stop also saves
+its unfinished shards.
 """
 
 import shutil
@@ -25,7 +25,7 @@ SHARD = 1024  # images
 
 @contextmanager
 def own_shards(folder: Path, world: World) -> Iterator[None]:
-    """Keep the folder of an evaluation's shards from others while the context lasts.
+    """Lock the folder of an evaluation's shards.
 
     Raises UserError if another evaluation is using it, or if it cannot be written.
     """
@@ -42,7 +42,7 @@ def own_shards(folder: Path, world: World) -> Iterator[None]:
             yield
         finally:
             file.unlink(missing_ok=True)
-            with suppress(OSError):  # it has shards that were not finished
+            with suppress(OSError):  # not empty after an unfinished evaluation
                 folder.rmdir()
 
 
@@ -52,8 +52,9 @@ class ScoreShards:
     def __init__(self, folder: Path, num_images: int, num_classes: int, size: int = SHARD) -> None:
         self.folder, self.num_images, self.num_classes = folder, num_images, num_classes
         self.size, self.num_shards = size, -(-num_images // size)
-        self._scores: dict[int, Floats] = {}  # of unfinished shards
-        self._done: dict[int, np.ndarray] = {}  # bool: which of their rows are done
+        # Of the unfinished shards, by number: scores, and which of their rows are done (bool).
+        self._scores: dict[int, Floats] = {}
+        self._done: dict[int, np.ndarray] = {}
 
     def _finished(self, shard: int) -> Path:
         return self.folder / f"part-{shard:05d}.npy"
@@ -62,7 +63,7 @@ class ScoreShards:
         return self.folder / f"kept-{shard:05d}.npz"
 
     def pending(self, rank: int, world_size: int) -> Ints:
-        """Positions 0 .. N - 1 that this process still has to score, in order."""
+        """The positions, of 0 .. N - 1, that this process still has to score, in order."""
         positions = [np.empty(0, np.int64)]
         for shard in range(rank, self.num_shards, world_size):
             if self._finished(shard).exists():
@@ -77,18 +78,18 @@ class ScoreShards:
         return min(self.size, self.num_images - shard * self.size)
 
     def _open(self, shard: int) -> np.ndarray:
-        """Which rows of an unfinished shard are done; reads what an earlier session kept of it."""
+        """Which rows of an unfinished shard are done; loads what an earlier session saved of it."""
         if shard not in self._done:
             rows = self._num_rows(shard)
             self._scores[shard] = np.full((rows, self.num_classes), np.nan, np.float32)
             self._done[shard] = np.zeros(rows, bool)
             if self._unfinished(shard).exists():
-                with np.load(self._unfinished(shard)) as kept:
-                    self._scores[shard], self._done[shard] = kept["scores"], kept["done"]
+                with np.load(self._unfinished(shard)) as saved:
+                    self._scores[shard], self._done[shard] = saved["scores"], saved["done"]
         return self._done[shard]
 
     def put(self, position: int, scores: Floats | None) -> None:
-        """Add the scores [K] of an image, None if it is unreadable; writes a shard once full."""
+        """Add the scores [K] of an image, None if it is unreadable; writes its shard once full."""
         shard, row = divmod(position, self.size)
         done = self._open(shard)
         if scores is not None:
@@ -101,7 +102,7 @@ class ScoreShards:
             self._unfinished(shard).unlink(missing_ok=True)
 
     def keep(self) -> None:
-        """Write the unfinished shards."""
+        """Save the unfinished shards."""
         for shard, done in self._done.items():
             if done.any():
                 write = partial(np.savez, scores=self._scores[shard], done=done)
@@ -113,7 +114,7 @@ class ScoreShards:
         write_atomically(path, write)
 
     def remove(self) -> None:
-        """Remove all shards, once the result is written."""
+        """Delete all shards, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def read(self) -> Floats:

@@ -1,4 +1,4 @@
-"""A network and the views it is tested on: images of one size -> scores."""
+"""Scores of images by one network: resized images of one size -> scores, averaged over views."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.normalise import network_input, warp_mean
 from engine.precision import Precision
-from evaluation.dense import DenseHead, dense_head, dense_scores
+from evaluation.dense import DenseHead, dense_scores
 from evaluation.projection import map_geometry
 from evaluation.views import Views, image_windows
 from models.network import Network
@@ -16,7 +16,7 @@ from models.network import Network
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Scores images, averaged over the views of each."""
+    """Scores images: the mean over the views of each."""
 
     network: Network
     mean: Tensor  # [crop, crop, 3] or [1, 1, 3], on the device
@@ -41,7 +41,7 @@ class Scorer:
 
     @cached_property
     def _dense_head(self) -> DenseHead:
-        return dense_head(self.network, self.crop, self.precision, self.average)
+        return DenseHead(self.network, self.crop, self.precision, average=self.average)
 
     def _to_scores(self, logits: Tensor) -> Tensor:
         return logits.float() if self.average == "logits" else logits.float().softmax(1)
@@ -60,7 +60,7 @@ class Scorer:
         return torch.stack(scores).mean(0)
 
     def _pool_on_map(self, images: Tensor) -> Tensor:
-        """Each window is projected onto the map of the whole image, and pooled there ([11])."""
+        """Each window is projected onto the map of the whole image and pooled there ([11])."""
         _, height, width, _ = images.shape
         mean = warp_mean(self.mean, height, width)
         geometry = map_geometry(self.network.trunk)
@@ -70,16 +70,12 @@ class Scorer:
             with self.precision.autocast():
                 view = images.flip(2) if flip else images
                 maps = self.network.trunk(network_input(view, mean))
-                parts = [
-                    maps[
-                        :,
-                        :,
-                        geometry.project(window.y, self.crop, maps.shape[2]),
-                        geometry.project(window.x, self.crop, maps.shape[3]),
-                    ]
-                    for window in windows
-                    if window.flip == flip
-                ]
+                parts = []
+                for window in windows:
+                    if window.flip == flip:
+                        rows = geometry.project(window.y, self.crop, maps.shape[2])
+                        columns = geometry.project(window.x, self.crop, maps.shape[3])
+                        parts.append(maps[:, :, rows, columns])
                 if self.views == Views.SPARSE and min(height, width) == self.full_image_scale:
                     parts.append(maps)
                 for part in parts:

@@ -1,4 +1,4 @@
-"""Validation during training: the centre-crop errors that Figs. 2 and 3 plot."""
+"""Validation during training: errors on centre crops, as in Figs. 2 and 3."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ from evaluation.metrics import ErrorCounts
 def class_probabilities(
     network: nn.Module, images: Tensor, mean: Tensor, precision: Precision
 ) -> Tensor:
-    """Probabilities float32 [B, K], on the device, of uint8 crops [B, H, W, 3]."""
+    """Probabilities float32 [B, K], on the device, for uint8 crops [B, H, W, 3]."""
     images = images.to(precision.device, non_blocking=True)
     with precision.autocast():
         logits = network(network_input(images, mean))
@@ -33,7 +33,7 @@ def centre_errors(
     world: World,
     num_images: int,
 ) -> ErrorCounts:
-    """Errors on the centre crops of all processes; every readable image counts once.
+    """Errors on the centre crops of all processes; each readable image counts once.
 
     num_images: images in the batches of all processes, readable or not. Raises UserError if none is
     readable.
@@ -45,9 +45,8 @@ def centre_errors(
         scores = class_probabilities(network, batch.images, mean, precision).cpu()
         total += ErrorCounts.of(scores[~batch.replaced], batch.labels[~batch.replaced])
     counts = torch.tensor([total.images, total.wrong_top1, total.wrong_top5, seen])
-    *together, seen = world.sum(counts).tolist()
+    images, wrong_top1, wrong_top5, seen = world.sum(counts).tolist()
     assert seen == num_images, f"{seen} images were seen in a validation of {num_images}"
-    total = ErrorCounts(*together)
-    if not total.images:
+    if not images:
         raise UserError("no image could be evaluated")
-    return total
+    return ErrorCounts(images, wrong_top1, wrong_top5)

@@ -1,16 +1,16 @@
-"""Which views of a resized image are scored (Sec. 3, testing), as data."""
+"""The views of a resized image that are scored (Sec. 3, testing)."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-# The shorter sides of [11]'s sparse multi-view testing, for a crop of 224.
+# Shorter sides of [11]'s sparse multi-view testing, for a crop of 224.
 SPARSE_SCALES = [224, 256, 300, 360, 448, 560]
 
 
 class Views(StrEnum):
-    """A way to test. All but CENTRE also take the horizontal flip of each view."""
+    """A set of views. All but CENTRE include the horizontal flip of each view."""
 
-    CENTRE = "centre"  # the central crop, as in validation
+    CENTRE = "centre"  # the centre crop, as in validation
     TEN = "ten"  # the four corners and the centre ([16])
     GRID = "grid"  # 5 x 5 crops, evenly spaced ([25])
     SPARSE = "sparse"  # corners, centre, middles of the sides, and the full image ([11])
@@ -31,14 +31,14 @@ def image_windows(
 ) -> list[Window]:
     """The crop x crop windows of a height x width image; raises ValueError for DENSE.
 
-    The corners are those of the whole image, as in [11], or with `square` of its central square.
+    `square`: windows of the image's central square, as in [16], not of the whole image, as in [11].
     """
     top, left = 0, 0
     if square:
         side = min(height, width)
         top, left = _half(height - side), _half(width - side)
         height = width = side
-    bottom, right = height - crop, width - crop  # the last possible row and column
+    bottom, right = height - crop, width - crop  # the last start row and column
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
     y, x = centre = _half(bottom), _half(right)
     match views:
@@ -56,26 +56,29 @@ def image_windows(
 
 
 def _half(length: int) -> int:
-    return (length + 1) // 2  # rounds up, as the centre crops of validation do
+    return (length + 1) // 2  # rounded up, as for the centre crops of validation
 
 
 def default_scales(views: str, crop: int, val_scale: int) -> list[int]:
-    """The scales when none are given: [11]'s for SPARSE, else that of validation."""
+    """The scales if none are given: those of [11] for SPARSE, else that of validation."""
     if views == Views.SPARSE:
         return [round(scale * crop / 224) for scale in SPARSE_SCALES]
     return [val_scale]
 
 
 def full_image_scale(scales: list[int], val_scale: int) -> int:
-    """The scale at which SPARSE also takes the full image: 256 in [11]; here the nearest to it."""
+    """The scale at which SPARSE also takes the full image: 256 in [11], here the nearest to it.
+
+    val_scale: 256 for a crop of 224.
+    """
     return min(scales, key=lambda scale: abs(scale - val_scale))
 
 
 def scale_weights(views: str, scales: list[int], crop: int, val_scale: int) -> list[int]:
     """The weight of each scale in the combined score.
 
-    All scales count the same (Table 4), except with SPARSE, where all views do: there are 18 at a
-    scale, but 6 at that of the crop, where windows coincide, and 2 more of the full image ([11]).
+    All scales weigh the same (Table 4), except for SPARSE, where all views do: 18 at a scale, but 6
+    at the scale of the crop, where windows coincide, and 2 more of the full image ([11]).
     """
     if views != Views.SPARSE:
         return [1] * len(scales)

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling of every window of a feature map, without a loop over windows."""
+"""Spatial pyramid pooling of all windows of a feature map, without a loop over windows."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bin:
-    """A bin of the pyramid: its offset in the window and its size, in map positions."""
+    """A bin of the pyramid: its offset in the window and its size, in positions of the map."""
 
     y: int
     x: int
@@ -39,7 +39,7 @@ def sliding_max(
     """Maxima of all height x width boxes of maps [B, h, w, C]: [B, h - height + 1, ..., C].
 
     A box is the union of four boxes of half its size, which overlap if the size is odd. `known`
-    caches the maxima by box size. There is no padding: maps may be negative everywhere.
+    caches the maxima by box size. Nothing is padded, because maps may be negative everywhere.
     """
     if (height, width) == (1, 1):
         return maps
@@ -56,8 +56,8 @@ def sliding_max(
 class PooledWindows:
     """All windows (stride 1) of maps [B, C, h, w], pooled on demand.
 
-    A window larger than the map shrinks to the map along that axis, and its bins with it, as when
-    the network sees a smaller image. Windows are numbered image by image, row by row; each image
+    Along an axis where the map is smaller, windows and their bins shrink to the map, as they do for
+    a network that sees a smaller image. Windows are numbered image by image, row by row; each image
     has `per_image`.
     """
 
@@ -76,22 +76,22 @@ class PooledWindows:
         self._starts = (image + y + x).flatten()
         planes = [sizes.index((b.height, b.width)) * batch * h * w for b in bins]
         offsets = [plane + b.y * w + b.x for plane, b in zip(planes, bins, strict=True)]
-        # torch.tensor(..., device=) would wait for the trunk's kernels.
+        # Not torch.tensor(..., device=), which would wait for the trunk's kernels.
         self._offsets = torch.tensor(offsets).to(maps.device, non_blocking=True)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def features(self, start: int, stop: int) -> Tensor:
-        """Windows start to stop: [stop - start, bins * C], bin after bin, each of C channels."""
+        """Windows start to stop: [stop - start, bins * C], the C channels of a bin side by side."""
         rows = self._starts[start:stop, None] + self._offsets
         return self._pooled.index_select(0, rows.flatten()).view(len(rows), -1)
 
 
 def _pool(maps: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """Sliding maxima of maps [B, h, w, C] for boxes of each size: [sizes * B * h * w, C].
+    """Sliding maxima of maps [B, h, w, C] for each box size: [sizes * B * h * w, C].
 
-    The last rows and columns, where a box would leave the map, are not set.
+    The last rows and columns, where boxes would leave the map, are uninitialised.
     """
     pooled = maps.new_empty(len(sizes), *maps.shape)
     known: dict[tuple[int, int], Tensor] = {}

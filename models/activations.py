@@ -1,18 +1,17 @@
 """The rectifiers of Sec. 2.1."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from configs.schema import ActConfig
+from configs.schema import ActConfig
 
 
 class FixedRectifier(nn.Module):
-    """Eq. 1 with a slope that is not learned: ReLU (a = 0) or Leaky ReLU (a small)."""
+    """Eq. 1 with a fixed slope: ReLU (a = 0) or Leaky ReLU (a small)."""
 
     fused = False  # with bias and dropout in one kernel (models/kernels.py)
 
@@ -24,16 +23,12 @@ class FixedRectifier(nn.Module):
         """[B, C, ...] -> the same shape."""
         return F.relu(y) if self.slope == 0 else F.leaky_relu(y, self.slope)
 
-    def extra_repr(self) -> str:
-        return f"slope={self.slope}"
-
 
 class PReLU(nn.Module):
     """Eq. 1: f(y_i) = max(0, y_i) + a_i * min(0, y_i), with a_i learned.
 
-    `slopes` holds one a for each channel, or a single one for the layer (channel-shared). Its
-    gradient is Eq. 2-3: the sum of dE/df * y over all positions with y <= 0. Its range is not
-    constrained.
+    `slopes` holds one a per channel, or a single one for the layer (channel-shared). Autograd gives
+    Eq. 2 and 3: the sum of dE/df * y over all positions with y <= 0. Slopes are not constrained.
     """
 
     fused = False
@@ -46,20 +41,17 @@ class PReLU(nn.Module):
         """[B, C, ...] -> the same shape."""
         return F.prelu(y, self.slopes.to(y.dtype))
 
-    def extra_repr(self) -> str:
-        return f"num_slopes={self.slopes.numel()}"
-
 
 Rectifier: TypeAlias = FixedRectifier | PReLU
 
 
-def build_rectifier(act: "ActConfig", num_channels: int) -> Rectifier:
-    """The rectifier after a layer of `num_channels` outputs."""
+def build_rectifier(act: ActConfig, num_channels: int) -> Rectifier:
+    """The rectifier after a layer with `num_channels` outputs."""
     rectifier: Rectifier
     if act.learned:
         rectifier = PReLU(act.num_slopes(num_channels), act.slope)
     else:
         rectifier = FixedRectifier(act.slope)
-    # act.kernel=auto is eager until a GPU has measured both.
+    # act.kernel=auto is eager until both have been timed on a GPU.
     rectifier.fused = act.kernel == "triton" and find_spec("triton") is not None
     return rectifier

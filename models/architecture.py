@@ -1,13 +1,11 @@
 """The layers of an architecture's table (Tables 1 and 3), from which networks are built.
 
-Without torch, which takes seconds to load: what only counts layers does without it.
+This file does not import torch, which takes seconds, so layers can be counted without it.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from configs.schema import ModelConfig
+from configs.schema import ModelConfig
 
 IMAGE_CHANNELS = 3
 
@@ -25,18 +23,18 @@ class ConvLayer:
 
     @property
     def fan_in(self) -> int:
-        """n of Eq. 10: connections of a response, k * k * c."""
+        """n of Eq. 10: the connections of one response, k * k * c."""
         return self.kernel**2 * self.in_channels
 
     @property
     def fan_out(self) -> int:
-        """n_hat of Eq. 14: connections of an input, k * k * d."""
+        """n_hat of Eq. 14: the connections of one input, k * k * d."""
         return self.kernel**2 * self.out_channels
 
 
 @dataclass(frozen=True)
 class PoolLayer:
-    """A max-pool over squares."""
+    """A max-pool with square windows."""
 
     name: str
     kernel: int
@@ -44,17 +42,17 @@ class PoolLayer:
     pad: int = 0
 
 
-def convs_per_stage(model: "ModelConfig") -> list[int]:
-    """Convolutions in each stage; `extra_convs` go to the stages of several, deepest first."""
+def convs_per_stage(model: ModelConfig) -> list[int]:
+    """Convolutions in each stage; `extra_convs` go to stages of several, the deepest first."""
     counts = [stage.convs for stage in model.stages]
-    deep = [i for i in reversed(range(len(counts))) if model.stages[i].convs > 1]
+    deepest_first = [i for i in reversed(range(len(counts))) if counts[i] > 1]
     for extra in range(model.extra_convs):
-        counts[deep[extra % len(deep)]] += 1
+        counts[deepest_first[extra % len(deepest_first)]] += 1
     return counts
 
 
-def trunk_layers(model: "ModelConfig") -> list[ConvLayer | PoolLayer]:
-    """Convolutions and pools, from the image to the last map; they are named as in Table 1."""
+def trunk_layers(model: ModelConfig) -> list[ConvLayer | PoolLayer]:
+    """Convolutions and pools from the image to the last map, named as in Table 1."""
     layers: list[ConvLayer | PoolLayer] = []
     channels = IMAGE_CHANNELS
     for s, (stage, count) in enumerate(zip(model.stages, convs_per_stage(model), strict=True), 1):
@@ -69,15 +67,15 @@ def trunk_layers(model: "ModelConfig") -> list[ConvLayer | PoolLayer]:
     return layers
 
 
-def num_features(model: "ModelConfig") -> int:
-    """Features that fc1 sees: the last map's channels, in 63 bins for {7, 3, 2, 1}."""
+def num_features(model: ModelConfig) -> int:
+    """The inputs of fc1: the last map's channels times its bins, 63 for {7, 3, 2, 1}."""
     return model.stages[-1].filters * sum(n * n for n in model.spp)
 
 
 def map_side(side: int, kernel: int, stride: int, pad: int) -> int:
-    """Rows of the map that a convolution or pool makes of a square one; pools round down, too.
+    """Side of the map that a convolution or pool makes of a square map; both round down.
 
-    Raises ValueError where none is left.
+    Raises ValueError if nothing is left of the map.
     """
     side = (side + 2 * pad - kernel) // stride + 1
     if side < 1:

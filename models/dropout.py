@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-# The finaliser of SplitMix64, which needs products modulo 2^64: those of torch's int64 are.
+# The finaliser of SplitMix64. Its products are modulo 2^64, as torch's int64 products are.
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
@@ -13,7 +13,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def hash_bits(x: Tensor) -> Tensor:
-    """int64 -> int64, elementwise: bits that look random."""
+    """int64 -> int64, elementwise: pseudorandom bits."""
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
@@ -28,8 +28,8 @@ def unit_keys(layer: int, width: int) -> Tensor:
 def keep_mask(keys: Tensor, units: Tensor, drop: float) -> Tensor:
     """Which units are kept: bool [B, W] for samples' keys int64 [B] and units' keys int64 [W].
 
-    It depends on the two keys only, not on the process, the device, or the part of the batch or of
-    the layer that it holds.
+    Each entry depends on its two keys only, so any process or device that holds part of the batch
+    or of the layer gets its part of the mask.
     """
     bits = hash_bits(hash_bits(keys)[:, None] + units[None, :])
     return _shift_right(bits, 40) >= int(drop * (1 << 24))
@@ -46,10 +46,7 @@ class Dropout(nn.Module):
         self.register_buffer("units", unit_keys(layer, width), persistent=False)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """x [B, W] -> the same shape; keys int64 [B], or None in testing: x is unchanged."""
+        """x [B, W] -> the same shape; keys int64 [B], or None in testing, which returns x."""
         if keys is None or self.drop == 0:
             return x
         return x * keep_mask(keys, self.units, self.drop) / (1 - self.drop)
-
-    def extra_repr(self) -> str:
-        return f"drop={self.drop}"

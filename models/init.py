@@ -1,19 +1,19 @@
-"""Initialisation of weights (Sec. 2.2): zero-mean Gaussians, biases zero."""
+"""Initial weights (Sec. 2.2): zero-mean Gaussians; biases are zero."""
 
 import math
 from typing import TYPE_CHECKING
 
+from configs.schema import ActConfig, InitConfig
+
 if TYPE_CHECKING:
     from torch import nn
 
-    from configs.schema import ActConfig, InitConfig
 
-
-def conv_std(n: int, n_hat: int, init: "InitConfig", slope: float) -> float:
+def conv_std(n: int, n_hat: int, init: InitConfig, slope: float) -> float:
     """Standard deviation of a convolution's weights; slope: the rectifier's initial a.
 
-    n = k*k*c (fan_in) and n_hat = k*k*d (fan_out) as in the paper. The backward form also applies
-    to the first layer. Raises ValueError for an unknown rule.
+    n = k*k*c (fan_in) and n_hat = k*k*d (fan_out), as in the paper. Eq. 14 applies to the first
+    layer too. Raises ValueError for an unknown rule.
     """
     match init.rule:
         case "he":  # Eq. 14, with Eq. 15 for PReLU
@@ -27,13 +27,13 @@ def conv_std(n: int, n_hat: int, init: "InitConfig", slope: float) -> float:
     raise ValueError(f"unknown init rule {init.rule!r}")
 
 
-def initialise(network: "nn.Module", init: "InitConfig", act: "ActConfig", seed: int) -> None:
+def initialise(network: "nn.Module", init: InitConfig, act: ActConfig, seed: int) -> None:
     """Draw the weights of all conv and fc layers on the CPU; slopes keep their initial value.
 
-    Each layer has its own generator: a layer gets the same weights in every architecture that has
-    it at the same place.
+    Each layer has its own generator, so two architectures with the same layer in the same place
+    give it the same weights.
     """
-    import torch  # not above: describe.py wants the rules without torch, which loads for seconds
+    import torch  # takes seconds, and describe.py needs conv_std only
     from torch import nn
 
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]

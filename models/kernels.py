@@ -1,15 +1,15 @@
-"""Bias, rectifier and dropout of a layer as one Triton kernel, their gradients as another.
+"""A layer's bias, rectifier and dropout as one Triton kernel, and their gradients as another.
 
-Memory traffic, for activations of n bytes (bf16, batch 128: 3.35 GB for the convolutions of C):
+Memory traffic for activations of n bytes (bf16, batch 128: 3.35 GB for the convolutions of C):
 
     forward     reads x, writes y                                         2 n   (eager: 4 n)
     backward    reads dE/dy and what forward saved, writes dE/dx          3 n   (eager: 6 n)
 
-Eager forward adds the bias in a pass of its own. Eager backward writes the terms of the slopes'
-gradient (Eq. 2) as another activation, reads them again to sum them, and reads dE/dx again for the
-gradient of the bias. Here a program sums both for its part of the rows in fp32 registers; the
-partial sums, 2 % of the backward traffic, are added afterwards. There are no atomics, and the order
-of all sums depends on the shape only: equal inputs give equal gradients.
+The eager forward pass adds the bias separately. The eager backward pass writes the terms of the
+slopes' gradient (Eq. 2) as another activation, reads them again to sum them, and reads dE/dx again
+for the bias's gradient. Here each program sums both over its rows in fp32 registers; the partial
+sums, 2 % of the backward traffic, are added afterwards. There are no atomics, and the order of all
+sums depends on the shape only, so equal inputs give equal gradients.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from models.dropout import Dropout
 
-_TILE = 2048  # activations that a program holds at once: 16 for each thread
-_TILES = 8  # that a program of the backward pass sums, at most
+_TILE = 2048  # activations that a program holds at once: 16 per thread
+_TILES = 8  # the most tiles that a program of the backward pass sums
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _kept(keys: tl.tensor, units: tl.tensor, threshold: tl.tensor) -> tl.tensor:
 def _times_slope(
     value: tl.tensor, z: tl.tensor, slope: tl.tensor, is_relu: tl.constexpr
 ) -> tl.tensor:
-    """`value` where z > 0 and slope * value elsewhere: Eq. 1 for value = z, its derivative else."""
+    """`value` where z > 0, else slope * value: Eq. 1 if value is z, its gradient if dE/df."""
     if is_relu:  # 0 * inf would be nan
         return tl.where(z <= 0, 0.0, value)
     return tl.where(z <= 0, slope * value, value)
@@ -123,7 +123,7 @@ def _backward_kernel(
     block_channels: tl.constexpr,
     tiles: tl.constexpr,
 ) -> None:
-    """`tiles` tiles of dE/dx, one below the other, and their part of dE/dbias and dE/dslopes."""
+    """`tiles` tiles of dE/dx, one below another, and their part of dE/dbias and dE/dslopes."""
     across = tl.cdiv(num_channels, block_channels)
     part = tl.program_id(0) // across
     channels = (tl.program_id(0) % across) * block_channels + tl.arange(0, block_channels)
@@ -155,28 +155,28 @@ def _backward_kernel(
 
 
 def _saves_output(slopes: Tensor | None, slope: float) -> bool:
-    """Whether backward reads y, which the next layer keeps anyway, and not x.
+    """Whether the backward pass reads y, which the next layer keeps anyway, instead of x.
 
-    The sign of y is that of x + bias only while the slope is not negative, and Eq. 2 needs x + bias
-    itself, which y does not tell at slope 0. A learned slope may get there at any step.
+    y has the sign of x + bias only while the slope is not negative, and Eq. 2 needs x + bias
+    itself, which y does not give at slope 0. A learned slope may get there at any step.
     """
     return slopes is None and slope >= 0
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """[B, C, ...] with the channels of a position side by side, as [N, C] for the kernels."""
+    """[B, C, ...] in channels-last memory order: [N, C] for the kernels."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
 
 def _tile(num_channels: int) -> tuple[int, int]:
-    """Rows and channels of a tile: no thread idles where 32 channels or more divide evenly."""
+    """Rows and channels of a tile. No thread idles if a power of two >= 32 divides num_channels."""
     power_of_two = num_channels & -num_channels
     width = power_of_two if power_of_two >= 32 else triton.next_power_of_2(num_channels)
     return _TILE // min(width, 128), min(width, 128)
 
 
 def _numbers(x: Tensor, slopes: Tensor | None, slope: float, drop: float) -> dict[str, Any]:
-    """Arguments that both kernels share and that are not tensors."""
+    """The arguments of both kernels that are not tensors."""
     block_rows, block_channels = _tile(x.shape[1])
     return {
         "num_rows": x.numel() // x.shape[1],
@@ -214,7 +214,7 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 
 def _empty_sums(x: Tensor, slopes: Tensor | None) -> Tensor:
-    """[bias and slopes, or bias only; programs; C]."""
+    """Partial sums [1 or 2, programs, C]: of the bias and, if learned, of the slopes."""
     parts = triton.cdiv(x.numel() // x.shape[1], _tile(x.shape[1])[0] * _TILES)
     kinds = 1 if slopes is None else 2
     return x.new_empty((kinds, parts, x.shape[1]), dtype=torch.float32)
@@ -231,9 +231,9 @@ def _backward(
     units: Tensor | None,
     drop: float,
 ) -> tuple[Tensor, Tensor]:
-    """dE/dx, and dE/dbias and (if learned) dE/dslopes by channel, [1 or 2, C].
+    """dE/dx, and [1 or 2, C]: dE/dbias and, if learned, dE/dslopes, per channel.
 
-    bias: None where y was saved, not x.
+    bias: None if y was saved instead of x.
     """
     grad_x, sums = torch.empty_like(grad_y), _empty_sums(grad_y, slopes)
     numbers = _numbers(grad_y, slopes, slope, drop)
@@ -273,7 +273,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 
 
 def run_on(x: Tensor) -> bool:
-    """Whether the kernels take x: floats of 16 or 32 bits on a GPU, or interpreted on a CPU."""
+    """Whether the kernels can take x: 16- or 32-bit floats on a GPU, or interpreted on a CPU."""
     floats = (torch.float32, torch.bfloat16, torch.float16)
     return x.dtype in floats and (x.is_cuda or not isinstance(_forward_kernel, triton.JITFunction))
 
@@ -285,10 +285,10 @@ def rectify(
     dropout: Dropout | None = None,
     keys: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 1 of x + bias, then dropout: the shape and type of x, computed in fp32.
+    """Eq. 1 of x + bias, then dropout, in fp32; the result has the shape and type of x.
 
-    x: [B, C, H, W], or [B, C] with dropout; the output of a layer without its bias. slopes:
-    learned, fp32 [C] or [1], or a fixed number. keys: as in Dropout.forward.
+    x: a layer's output without its bias, [B, C, H, W], or [B, C] with dropout. slopes: learned,
+    fp32 [C] or [1], or a fixed number. keys: as in Dropout.forward.
     """
     learned, fixed = (slopes, 0.0) if isinstance(slopes, Tensor) else (None, slopes)
     units, drop = None, 0.0

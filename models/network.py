@@ -3,19 +3,17 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.schema import ActConfig, InitConfig, ModelConfig
 from models.activations import PReLU, Rectifier, build_rectifier
 from models.architecture import PoolLayer, num_features, trunk_layers
 from models.dropout import Dropout
 from models.init import initialise
 from models.spp import SpatialPyramidPooling
-
-if TYPE_CHECKING:
-    from configs.schema import ActConfig, InitConfig, ModelConfig
 
 
 def rectified(
@@ -25,7 +23,7 @@ def rectified(
     dropout: Dropout | None = None,
     keys: Tensor | None = None,
 ) -> Tensor:
-    """dropout(rectifier(layer(x)), keys); all after the product in one kernel where chosen."""
+    """dropout(rectifier(layer(x)), keys); one kernel does all but the product if `fused`."""
     if rectifier.fused:
         from models import kernels  # imports Triton
 
@@ -42,7 +40,7 @@ def rectified(
 
 
 class Trunk(nn.Sequential):
-    """Convolutions, each followed by its rectifier, and pools."""
+    """Convolutions, each followed by its rectifier, and max-pools."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C, h, w]."""
@@ -56,10 +54,10 @@ class Trunk(nn.Sequential):
 
 
 class Head(nn.Module):
-    """fc1 and fc2, each with rectifier and dropout, and fc3: bin features -> logits."""
+    """fc1 and fc2, each with rectifier and dropout, then fc3: pooled features -> logits."""
 
     def __init__(
-        self, num_features: int, widths: list[int], num_classes: int, act: "ActConfig", drop: float
+        self, num_features: int, widths: list[int], num_classes: int, act: ActConfig, drop: float
     ) -> None:
         super().__init__()
         width1, width2 = widths
@@ -79,24 +77,24 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """One of the paper's networks. Its parts can be used apart: head(spp(trunk(images)))."""
+    """One of the paper's networks: head(spp(trunk(images)))."""
 
     def __init__(self, trunk: nn.Module, spp: SpatialPyramidPooling, head: Head) -> None:
         super().__init__()
         self.trunk, self.spp, self.head = trunk, spp, head
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
-        """images [B, 3, H, W], pixel values less their mean -> logits [B, classes].
+        """Pixel values less their mean [B, 3, H, W] -> logits [B, classes].
 
         keys: int64 [B], each sample's key for the dropout masks; None (testing): no dropout.
         """
         return self.head(self.spp(self.trunk(images)), keys)
 
     def compiled(self, backend: str = "inductor") -> "Network":
-        """The same parameters in a network whose parts are compiled, each by itself.
+        """A network with the same parameters, whose parts are compiled one by one.
 
-        What wraps the parts, as DistributedDataParallel does, then breaks no graph. This network
-        stays as it is: tests have other shapes than training. backend: of torch.compile.
+        So wrappers of the parts, such as DistributedDataParallel, break no graph. This network is
+        not compiled, because testing uses other shapes than training.
         """
         network = Network(copy.copy(self.trunk), copy.copy(self.spp), copy.copy(self.head))
         for part in (network.trunk, network.spp, network.head):
@@ -104,17 +102,17 @@ class Network(nn.Module):
         return network
 
 
-def kernels(trunk: nn.Module) -> Iterator[tuple[int, int, int]]:
-    """Side of the square kernel, stride and padding of each convolution and pool, in order."""
+def kernel_shapes(trunk: nn.Module) -> Iterator[tuple[int, int, int]]:
+    """Kernel side, stride and padding of each convolution and pool, in order."""
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-            values: list[Any] = [layer.kernel_size, layer.stride, layer.padding]
-            kernel, stride, pad = (each[0] if isinstance(each, tuple) else each for each in values)
+            shape: list[Any] = [layer.kernel_size, layer.stride, layer.padding]
+            kernel, stride, pad = (side[0] if isinstance(side, tuple) else side for side in shape)
             yield kernel, stride, pad
 
 
-def build_trunk(model: "ModelConfig", act: "ActConfig") -> Trunk:
-    """The convolutional part; each rectifier is named as its convolution: rect2_1, conv2_1."""
+def build_trunk(model: ModelConfig, act: ActConfig) -> Trunk:
+    """The trunk; a rectifier has the number of its convolution: conv2_1, rect2_1."""
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in trunk_layers(model):
         if isinstance(layer, PoolLayer):
@@ -129,15 +127,15 @@ def build_trunk(model: "ModelConfig", act: "ActConfig") -> Trunk:
 
 
 def build_network(
-    model: "ModelConfig",
-    act: "ActConfig",
-    init: "InitConfig",
+    model: ModelConfig,
+    act: ActConfig,
+    init: InitConfig,
     num_classes: int,
     *,
     dropout: float = 0.5,
     seed: int | None = 0,
 ) -> Network:
-    """The network of an architecture table, initialised for `seed` (None: left uninitialised)."""
+    """The network of an architecture's table, initialised with `seed`; None: not initialised."""
     head = Head(num_features(model), model.fc, num_classes, act, dropout)
     network = Network(build_trunk(model, act), SpatialPyramidPooling(model.spp), head)
     if seed is not None:

@@ -9,8 +9,8 @@ class SpatialPyramidPooling(nn.Module):
     """Max-pools a map of any size into a fixed number of bins.
 
     Level n divides an h x w map into n x n bins; bin (i, j) covers rows floor(i*h/n) to
-    ceil((i+1)*h/n), and columns likewise, so neighbours may overlap. There is no padding: PReLU
-    maps can be negative everywhere.
+    ceil((i+1)*h/n), and columns likewise, so neighbours may overlap. Nothing is padded, because
+    PReLU maps can be negative everywhere.
     """
 
     def __init__(self, levels: list[int]) -> None:
@@ -21,6 +21,3 @@ class SpatialPyramidPooling(nn.Module):
         """[B, C, h, w] -> [B, C * bins]: level after level, each as (channel, row, column)."""
         # adaptive_max_pool2d has exactly these bins.
         return torch.cat([F.adaptive_max_pool2d(maps, n).flatten(1) for n in self.levels], dim=1)
-
-    def extra_repr(self) -> str:
-        return f"levels={self.levels}"

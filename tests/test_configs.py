@@ -1,4 +1,4 @@
-"""What follows from the schema: help, tables of keys, and what a changed key means."""
+"""The schema: help, tables of keys, changed keys, and values as typed on a command line."""
 
 import runpy
 import sys
@@ -14,7 +14,7 @@ from configs.store import changes, to_dict
 from configs.validate import validate
 from tests.conftest import ROOT, composed
 
-# Keys that change what is computed by rounding at most; data set and mean image may move.
+# Keys that change results by rounding at most; data set and mean image may be moved.
 RESUMABLE = {
     *("compile", "data.mean", "data.on_error", "data.root", "device", "log_every", "max_steps"),
     *("act.kernel", "micro_batch", "parallel", "runs", "skip_steps", "timeout", "val_every"),
@@ -47,13 +47,13 @@ def test_keys_that_a_resumed_run_may_change_and_that_tables_note() -> None:
 def test_changes_lists_the_keys_whose_values_differ() -> None:
     old = to_dict(composed("data=synthetic"))
     new = to_dict(composed("data=synthetic", "act=relu", "loader.workers=3", "seed=1"))
-    found = changes(old, new | {"gone": 1})
-    assert [change.key for change in found] == [
+    changed = changes(old, new | {"gone": 1})
+    assert [change.key for change in changed] == [
         *("act.learned", "act.name", "act.slope", "gone", "loader.workers", "name", "seed")
     ]
-    assert str(found[1]) == "act.name: prelu -> relu"
-    assert [change.key for change in found if change.resumable] == ["loader.workers", "name"]
-    assert found[3].effect is Effect.OTHER
+    assert str(changed[1]) == "act.name: prelu -> relu"
+    assert [change.key for change in changed if change.resumable] == ["loader.workers", "name"]
+    assert changed[3].effect is Effect.OTHER
 
 
 def test_derived_values() -> None:
@@ -99,7 +99,7 @@ def test_tables_in_docs_match_the_schema(page: str) -> None:
         *("a=b", "it's", "a#b", "a\\", "a\\'b", "größe", "漢字", "", "a/b", "choice(1,2)", "$HOME"),
     ],
 )
-def test_text_is_what_was_typed(text: str) -> None:
+def test_text_is_read_as_typed(text: str) -> None:
     assert composed(f"name={text}").name == text
     assert composed(f"data.root={text}", "data=folder").data.root == text
     config = composed(f"checkpoint=/x/{text}", f"images={text or 'a'}", program="eval")
@@ -125,6 +125,6 @@ def test_lists_of_files_quotes_and_the_home_folder(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("override", ["name=", "name=..", "name=a/b", "runs=", "data.root="])
-def test_names_that_are_no_folder_of_their_own_are_refused(override: str) -> None:
+def test_names_that_are_not_one_folder_are_refused(override: str) -> None:
     with pytest.raises(UserError, match=f"^{override}"):
         validate(composed("data=folder", "data.root=/x", override), 1)

@@ -1,4 +1,4 @@
-"""README and docs: every command runs, as far as a CPU allows, and every path exists."""
+"""README and docs: every command runs, as far as possible on a CPU, and every path exists."""
 
 import importlib
 import json
@@ -17,6 +17,7 @@ from tests.conftest import ROOT, run_program
 from tests.tars import write_official
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+Command = tuple[str, list[str]]  # the page that shows it, its words
 STUBS = ("python", "torchrun", "sbatch", "scripts/quickstart.sh", "scripts/test.sh")
 STUB = """#!{python}
 import json, sys
@@ -25,9 +26,9 @@ with open({log!r}, "a") as file:
 """
 
 
-def shown(tmp: Path) -> list[tuple[str, list[str]]]:
-    """(page, words) of all commands, as bash itself reads the code blocks."""
-    found = []
+def shown(tmp: Path) -> list[Command]:
+    """All commands, as bash itself reads the code blocks."""
+    commands = []
     for number, page in enumerate(DOCS):
         work, log = tmp / str(number), tmp / f"{number}.jsonl"
         (work / "scripts").mkdir(parents=True)
@@ -49,41 +50,41 @@ def shown(tmp: Path) -> list[tuple[str, list[str]]]:
             if "scripts/slurm/array.sbatch" in words:  # each line of the file is a run
                 table = words.index("scripts/slurm/array.sbatch") + 1
                 runs = (work / words[table]).read_text().splitlines()
-                found += [
+                commands += [
                     (page.name, ["python", "train.py", *run.split(), *words[table + 1 :]])
                     for run in runs
                 ]
             else:
-                found.append((page.name, words))
-    return found
+                commands.append((page.name, words))
+    return commands
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, list[str]]]:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> list[Command]:
     return shown(tmp_path_factory.mktemp("docs"))
 
 
-def of(commands: list[tuple[str, list[str]]], program: str) -> list[list[str]]:
-    """The arguments of every command that runs a program, each once."""
+def of(commands: list[Command], program: str) -> list[list[str]]:
+    """The arguments of all commands that run a program, without duplicates."""
     every = [words[words.index(program) + 1 :] for _, words in commands if program in words]
     assert every
     return [list(words) for words in dict.fromkeys(map(tuple, every))]
 
 
-def test_training_commands_are_valid(commands: list[tuple[str, list[str]]]) -> None:
+def test_training_commands_are_valid(commands: list[Command]) -> None:
     for arguments in [*of(commands, "train.py"), *of(commands, "scripts/slurm/train.sbatch")]:
         if not {"--help", "--cfg"} & set(arguments):
             config = compose_config(arguments, TrainConfig)
             validate(config, num_processes=8)
 
 
-def test_evaluation_commands_are_valid(commands: list[tuple[str, list[str]]]) -> None:
+def test_evaluation_commands_are_valid(commands: list[Command]) -> None:
     for arguments in [*of(commands, "eval.py"), *of(commands, "scripts/slurm/eval.sbatch")]:
         if "--help" not in arguments:
             validate_eval(compose_config(arguments, EvalConfig, "eval"))
 
 
-def test_every_program_exists(commands: list[tuple[str, list[str]]]) -> None:
+def test_every_program_exists(commands: list[Command]) -> None:
     for page, words in commands:
         if "-m" in words:
             program = words[words.index("-m") + 1].replace(".", "/") + ".py"
@@ -92,7 +93,7 @@ def test_every_program_exists(commands: list[tuple[str, list[str]]]) -> None:
         assert (ROOT / program).is_file(), f"{page}: {' '.join(words)}"
 
 
-def test_prepare_commands_run(commands: list[tuple[str, list[str]]], tmp_path: Path) -> None:
+def test_prepare_commands_run(commands: list[Command], tmp_path: Path) -> None:
     root = write_official(tmp_path / "official").root
     names = {"/imagenet": str(root), "OUT": str(tmp_path / "out"), "100": "2", "200": "1"}
     for number, arguments in enumerate(of(commands, "scripts/prepare_imagenet.py")):
@@ -105,7 +106,7 @@ def test_prepare_commands_run(commands: list[tuple[str, list[str]]], tmp_path: P
 
 
 def test_reproduce_commands_are_valid(
-    commands: list[tuple[str, list[str]]],
+    commands: list[Command],
     small: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -123,7 +124,7 @@ def test_reproduce_commands_are_valid(
 
 
 def test_benchmark_and_describe_commands_are_valid(
-    commands: list[tuple[str, list[str]]], capsys: pytest.CaptureFixture[str]
+    commands: list[Command], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in of(commands, "scripts/benchmark.py"):
         importlib.import_module("scripts.benchmark").build_parser().parse_args(arguments)

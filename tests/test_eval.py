@@ -1,4 +1,4 @@
-"""The real eval.py: what it writes, how it resumes, how networks are put together."""
+"""The real eval.py: what it writes, how it resumes, how it combines networks."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.conftest import ROOT, free_port, metrics, run_program
 
 
 @pytest.mark.parametrize("views", ["centre", "ten"])
-def test_eval_writes_the_result_of_the_contract(undisturbed: Path, views: str) -> None:
+def test_the_result_file_has_the_documented_keys(undisturbed: Path, views: str) -> None:
     path = undisturbed / "checkpoints" / "best.pt"
     out = run_program("eval.py", f"checkpoint={path}", f"views={views}", "scales=[73,96]").stdout
     result = json.loads((undisturbed / f"result-best-{views}-73-96.json").read_text())
@@ -29,7 +29,7 @@ def test_eval_writes_the_result_of_the_contract(undisturbed: Path, views: str) -
         assert 0 <= row["top5_error"] <= row["top1_error"] <= 100
     assert f"{result['combined']['top1_error']:.2f}" in out
     assert "chance" in out
-    if views == "centre":  # the same measure as validation took
+    if views == "centre":  # as validation measured it
         errors = [line["top1_error"] for line in metrics(undisturbed) if line["kind"] == "val"]
         assert abs(result["scales"][0]["top1_error"] - min(errors)) <= 4
 
@@ -41,7 +41,7 @@ def best(undisturbed: Path) -> str:
 
 @pytest.fixture(scope="module")
 def relu(command: list[str], runs: Path) -> str:
-    """A second network, of another activation."""
+    """A second network, with another activation."""
     run_program(*command, "name=relu", "act=relu", "max_steps=5")
     return str(runs / "relu" / "checkpoints" / "best.pt")
 
@@ -69,7 +69,7 @@ def test_predictions_do_not_depend_on_batch_workers_loader_or_processes(
     np.testing.assert_allclose(two, base, atol=1e-3)
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(best: str, tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes(best: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     arguments = ["eval.py", f"checkpoint={best}", "views=dense", "scales=[72,224]", f"out={out}"]
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, start_new_session=True)
@@ -92,7 +92,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(best: str, tmp_path: Path) -> 
     assert kept["combined"] == fresh["combined"]
 
 
-def test_ensembles_of_networks_and_of_saved_predictions(
+def test_ensembles_of_networks_and_of_saved_predictions_agree(
     best: str, relu: str, tmp_path: Path
 ) -> None:
     one = predicted(tmp_path / "one.npz", f"checkpoint={best}", "views=ten")
@@ -108,7 +108,7 @@ def test_ensembles_of_networks_and_of_saved_predictions(
     assert len(result["scales"]) == 1
 
 
-def test_predictions_of_another_list_are_refused(best: str, tmp_path: Path) -> None:
+def test_predictions_for_different_images_are_refused(best: str, tmp_path: Path) -> None:
     predicted(tmp_path / "all.npz", f"checkpoint={best}")
     predicted(tmp_path / "some.npz", f"checkpoint={best}", "subset=20")
     files = f"checkpoint=[{tmp_path}/all.npz,{tmp_path}/some.npz]"
@@ -117,7 +117,7 @@ def test_predictions_of_another_list_are_refused(best: str, tmp_path: Path) -> N
     assert "different image lists" in done.stderr
 
 
-def test_a_class_without_images_is_said(best: str, small: Path, tmp_path: Path) -> None:
+def test_a_class_without_images_is_reported(best: str, small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "val", tmp_path / "val")
     gone = sorted((tmp_path / "val").iterdir())[3]
     shutil.rmtree(gone)
@@ -129,7 +129,7 @@ def test_a_class_without_images_is_said(best: str, small: Path, tmp_path: Path) 
     assert gone.name not in {each["class"] for each in result["per_class"]}
 
 
-def test_an_unreadable_image_is_named_or_left_out(best: str, small: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_reported_or_skipped(best: str, small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "val", tmp_path / "val")
     bad = sorted((tmp_path / "val").rglob("*.JPEG"))[7]
     bad.write_bytes(b"")

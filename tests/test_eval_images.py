@@ -1,4 +1,4 @@
-"""The real eval.py on images without labels: the test set, and a person's own pictures."""
+"""The real eval.py on images without labels: the test set and the user's own pictures."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
 
 @pytest.fixture(scope="module")
 def trained(official: Official, runs: Path) -> str:
-    """A network of the 20 classes of the tars, with decided opinions."""
+    """A network for the 20 classes of the tars, with probabilities far from equal."""
     data = ["data=folder", f"data.root={official.root}", f"runs={runs}", "name=on-tars"]
     run_program("train.py", *TINY, *data, "max_steps=2")
     path = runs / "on-tars" / "checkpoints" / "last.pt"
@@ -33,18 +33,18 @@ def trained(official: Official, runs: Path) -> str:
 
 
 def lines_of(scores: np.ndarray, official: Official) -> list[list[int]]:
-    """What a submission must say, the slow way: by the names of classes."""
-    found = []
+    """The ids that a submission must list, looked up by the names of classes."""
+    lines = []
     for row in scores.tolist():
         best = sorted(range(len(row)), key=lambda label: (-row[label], label))[:5]
-        found.append([official.wnids.index(official.classes[label]) + 1 for label in best])
-    return found
+        lines.append([official.wnids.index(official.classes[label]) + 1 for label in best])
+    return lines
 
 
 def test_a_submission_has_five_ids_for_each_test_image_in_order(
     trained: str, official: Official, tmp_path: Path
 ) -> None:
-    """The test images in their tar, and in a folder."""
+    """With the test images in their tar and in a folder."""
     (tmp_path / "folders" / "test").mkdir(parents=True)
     extract(official.root / TEST, tmp_path / "folders")
     os.link(official.root / DEVKIT, tmp_path / "folders" / DEVKIT)
@@ -67,7 +67,7 @@ def test_a_submission_has_five_ids_for_each_test_image_in_order(
 
 
 def test_a_submission_needs_the_devkit(trained: str, official: Official, tmp_path: Path) -> None:
-    """And says so before any image is looked at."""
+    """It is missed before any image is read."""
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "a.JPEG").write_bytes(b"no image")
     arguments = ["eval.py", f"checkpoint={trained}", "split=test", f"data.root={tmp_path}"]
@@ -82,7 +82,7 @@ def test_a_submission_needs_the_devkit(trained: str, official: Official, tmp_pat
 def test_saved_predictions_make_a_submission(
     trained: str, official: Official, tmp_path: Path
 ) -> None:
-    """As those of several networks, which are tested one after the other (Table 7)."""
+    """So networks of an ensemble can be tested one at a time (Table 7)."""
     saved, val = tmp_path / "a.npz", tmp_path / "val.npz"
     common = ["eval.py", f"checkpoint={trained}"]
     run_program(*common, "split=test", f"out={tmp_path / 'a.json'}", f"save_predictions={saved}")
@@ -103,7 +103,7 @@ def test_saved_predictions_make_a_submission(
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_pictures_are_named_as_the_same_images_of_the_data_set_are(
+def test_pictures_are_classified_like_the_same_images_in_the_data_set(
     trained: str, official: Official, tmp_path: Path
 ) -> None:
     folder = unpack(official, tmp_path / "folders") / "val"
@@ -136,7 +136,7 @@ def test_pictures_are_named_as_the_same_images_of_the_data_set_are(
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("images=/nowhere/a.jpg", "images=/nowhere/a.jpg is no image file"),
+        ("images=/nowhere/a.jpg", "images=/nowhere/a.jpg is not an image file"),
         ("images=[]", "images=[] names no image"),
         ("split=train", "split=train is unknown"),
     ],
@@ -147,7 +147,7 @@ def test_refusals(trained: str, argument: str, sentence: str) -> None:
     assert sentence in done.stderr
 
 
-def test_a_folder_of_pictures_that_may_not_be_read(trained: str, tmp_path: Path) -> None:
+def test_an_unreadable_folder_of_pictures_is_refused(trained: str, tmp_path: Path) -> None:
     skip_unbound()
     (tmp_path / "closed").mkdir(mode=0o000)
     sentence = refusal("eval.py", f"checkpoint={trained}", f"images={tmp_path / 'closed'}")

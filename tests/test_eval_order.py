@@ -1,4 +1,4 @@
-"""eval.py refuses before it scores, keeps what it has scored, and leaves others' scores alone."""
+"""eval.py refuses before it scores, keeps its scores, and leaves other evaluations' alone."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def run(out: Path, *overrides: str) -> None:
-    """What eval.py does, in this process."""
+    """Run eval.py in this process."""
     more = ["device=cpu", "loader.device=cpu", f"out={out}"]
     evaluate(composed(*overrides, *more, program="eval"), ALONE)
 
@@ -56,7 +56,7 @@ def test_all_networks_are_opened_before_the_first_is_scored(
         ]
 
 
-def test_only_an_ensembles_networks_are_read_again(
+def test_only_the_networks_of_an_ensemble_are_loaded_twice(
     best: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = list[Path]()
@@ -85,7 +85,7 @@ def test_only_an_ensembles_networks_are_read_again(
         run(tmp_path / "two.json", *arguments)
 
 
-def test_scores_of_others_stay(best: Path, tmp_path: Path) -> None:
+def test_scores_of_other_evaluations_are_left_alone(best: Path, tmp_path: Path) -> None:
     out, parts = tmp_path / "r.json", tmp_path / "r.parts"
     with own_shards(parts, ALONE), pytest.raises(UserError, match=r"another eval.py is at work in"):
         run(out, f"checkpoint={best}", "subset=2")
@@ -97,7 +97,7 @@ def test_scores_of_others_stay(best: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text())["images"] == 2
 
 
-def test_scores_outlive_an_unreadable_image_and_a_renamed_run(
+def test_scores_survive_an_unreadable_image_and_a_renamed_run(
     best: Path, small: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(small / "val", tmp_path / "data" / "val")

@@ -1,4 +1,4 @@
-"""What eval.py writes replaces nothing but its own earlier results; what its figure shows."""
+"""eval.py replaces only its own earlier results; its figure shows what the network sees."""
 
 import json
 from pathlib import Path
@@ -31,14 +31,14 @@ def config_of(*overrides: str) -> EvalConfig:
         ([], "cat.json"),
     ],
 )
-def test_files_of_others_are_not_replaced(tmp_path: Path, options: list[str], there: str) -> None:
+def test_other_files_are_not_replaced(tmp_path: Path, options: list[str], there: str) -> None:
     out = tmp_path / "cat.json"
     config = config_of(*options, f"out={out}")
     validate_eval(config)
     check_outputs(config, out)
     for content in ("[1, 2]", "{}", "not JSON"):
         (tmp_path / there).write_text(content)
-        with pytest.raises(UserError, match=f"{there} is there already"):
+        with pytest.raises(UserError, match=f"{there} already exists"):
             check_outputs(config, out)
 
 
@@ -54,7 +54,7 @@ def test_earlier_results_are_replaced(tmp_path: Path, options: list[str], beside
     check_outputs(config, out)
     if options:  # of another kind, it wrote nothing beside it
         out.write_text(json.dumps({"config": {"images": None, "split": "val"}}))
-        with pytest.raises(UserError, match=f"a{beside} is there already"):
+        with pytest.raises(UserError, match=f"a{beside} already exists"):
             check_outputs(config, out)
 
 
@@ -87,7 +87,7 @@ def test_different_results_have_different_names() -> None:
     assert len(Path(long).name.encode()) < 255
 
 
-def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     with pytest.raises(UserError, match=r"out=a.png must end in .json"):
         validate_eval(config_of("images=b.png", "out=a.png"))
@@ -111,8 +111,8 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_run_that_may_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
-    """The checkpoint is not even looked at."""
+def test_a_read_only_run_is_refused_before_its_checkpoint_is_loaded(tmp_path: Path) -> None:
+    """The damaged checkpoint is not read."""
     skip_unbound()
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
     tmp_path.chmod(0o500)
@@ -121,7 +121,7 @@ def test_a_run_that_may_not_be_written_is_refused_before_the_work(tmp_path: Path
 
 
 def test_the_figure_shows_what_the_network_sees(tmp_path: Path) -> None:
-    """Of 16 bits the high byte, which a plain conversion clips to white."""
+    """The high byte of 16-bit pixels, which a plain conversion would clip to white."""
     grey = picture(60, 80)[..., 0]
     shown = []
     for k, pixels in enumerate((grey, (grey.astype(np.uint16) << 8) + 77)):

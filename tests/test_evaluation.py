@@ -1,4 +1,4 @@
-"""Counting and views against naive truths."""
+"""Error counts, validation and views against naive computations."""
 
 import math
 from pathlib import Path
@@ -61,25 +61,25 @@ def test_ten_views_of_the_entire_image_and_of_its_square() -> None:
 
 
 @pytest.mark.parametrize(("num_images", "replaced"), [(5, 0), (5, 1), (4, 0), (6, 0)])
-def test_a_validation_that_misses_images_is_no_validation(num_images: int, replaced: int) -> None:
-    """Five images come, of which some could not be read."""
+def test_a_validation_that_misses_images_fails(num_images: int, replaced: int) -> None:
+    """Five images arrive; some could not be read."""
     bad = torch.arange(5) < replaced
     images, labels = torch.zeros(5, 8, 8, 3, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)
     batch = Batch(images, labels, torch.zeros(5, 3), labels, labels, bad)
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     mean = torch.zeros(1, 1, 3)
-    how = {"precision": FP32, "world": World(0, 1, FP32.device), "num_images": num_images}
+    options = {"precision": FP32, "world": World(0, 1, FP32.device), "num_images": num_images}
     if num_images != 5:
         with pytest.raises(AssertionError, match=f"5 images were seen in a .* of {num_images}"):
-            centre_errors(network, [batch], mean, **how)
+            centre_errors(network, [batch], mean, **options)
         return
-    found = centre_errors(network, [batch], mean, **how)
-    assert found.images == 5 - replaced
+    counts = centre_errors(network, [batch], mean, **options)
+    assert counts.images == 5 - replaced
 
 
 @pytest.mark.parametrize("square", [False, True])
 def test_ten_views_against_pillow(synthetic: Path, tmp_path: Path, square: bool) -> None:
-    """Every image's scores, against crops made one by one with Pillow."""
+    """Scores of images against crops made one at a time with Pillow."""
     config = composed("model=small14", "model.fc=[32,32]", "init.fc_std=[0.01,0.1,0.1]")
     network = build_network(config.model, config.act, config.init, 10).eval()
     mean = torch.tensor([122.679, 116.669, 104.007]).reshape(1, 1, 3)
@@ -128,8 +128,8 @@ def test_probabilities_are_averaged_not_logits() -> None:
     torch.testing.assert_close(scorer.scores(image[None])[0], expected)
 
 
-def test_scales_are_combined_as_their_mean() -> None:
+def test_scales_are_combined_by_weighted_mean() -> None:
     rng = np.random.default_rng(0)
-    parts = [rng.random((3, 4), np.float32) for _ in range(3)]
-    expected = (1 * parts[0] + 2 * parts[1] + 5 * parts[2]) / 8
-    np.testing.assert_allclose(weighted_mean(parts, [1, 2, 5]), expected, rtol=1e-6)
+    scores = [rng.random((3, 4), np.float32) for _ in range(3)]
+    expected = (1 * scores[0] + 2 * scores[1] + 5 * scores[2]) / 8
+    np.testing.assert_allclose(weighted_mean(scores, [1, 2, 5]), expected, rtol=1e-6)

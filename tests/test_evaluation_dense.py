@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.normalise import CHANNEL_MEAN
 from engine.precision import Precision
-from evaluation.dense import DenseHead, dense_head, dense_scores, window_size
+from evaluation.dense import DenseHead, dense_scores, window_size
 from evaluation.windows import Bin, PooledWindows, pyramid_bins
 from models.network import Network, build_network
 from scripts.benchmarks.dense import DenseBenchmark
@@ -21,7 +21,7 @@ WIDTHS = {"A": [6, 8, 10, 12], "small14": [6, 8, 12]}
 
 
 def narrow(model: str, act: str, *overrides: str) -> Network:
-    """The architecture with few filters, and logits that are far from equal."""
+    """The architecture with few filters and logits far from equal."""
     whole = ["model.fc=[24,20]"]
     config = composed(f"model={model}", f"act={act}", *whole, *overrides)
     for stage, filters in zip(config.model.stages, WIDTHS[model], strict=True):
@@ -60,7 +60,7 @@ def naive_features(window: Tensor, levels: list[int]) -> Tensor:
 
 
 def windows_of(maps: Tensor, side: int) -> list[Tensor]:
-    """All windows [C, side, side] of a map [C, h, w], smaller along an axis where it is smaller."""
+    """All windows [C, side, side] of a map [C, h, w], no larger than the map along either axis."""
     height, width = min(side, maps.shape[1]), min(side, maps.shape[2])
     return [
         maps[:, y : y + height, x : x + width]
@@ -71,7 +71,7 @@ def windows_of(maps: Tensor, side: int) -> list[Tensor]:
 
 @torch.no_grad()
 def naive_scores(network: Network, image: Tensor, mean: Tensor, side: int) -> tuple[Tensor, int]:
-    """Mean probabilities [K] of one image, window after window, and the number of windows."""
+    """Mean probabilities [K] over the windows of one image, and the number of windows."""
     total, num = torch.zeros(7), 0
     for pixels in (image, image.flip(1)):
         maps = network.trunk((pixels.float() - mean).permute(2, 0, 1)[None])[0]
@@ -105,15 +105,19 @@ def test_bins_of_fourteen() -> None:
 @pytest.mark.parametrize(("window", "h", "w"), [(14, 15, 17), (7, 9, 7), (18, 5, 21), (14, 2, 3)])
 def test_pooled_windows_against_loops(levels: list[int], window: int, h: int, w: int) -> None:
     maps = torch.randn(2, 2, h, w, generator=torch.Generator().manual_seed(0)) - 9
-    found = PooledWindows(maps, levels, window)
-    expected = [naive_features(part, levels) for one in maps for part in windows_of(one, window)]
-    assert len(found) == len(expected) == 2 * found.per_image
+    pooled = PooledWindows(maps, levels, window)
+    expected = [
+        naive_features(part, levels)
+        for image_maps in maps
+        for part in windows_of(image_maps, window)
+    ]
+    assert len(pooled) == len(expected) == 2 * pooled.per_image
     num_bins = [n * n for n in levels]
     levelled = torch.stack(expected).split([2 * n for n in num_bins], 1)
     # From (level, channel, bin) to (level, bin, channel).
     order = torch.cat([x.unflatten(1, (2, -1)).mT.flatten(1) for x in levelled], 1)
-    assert torch.equal(found.features(0, len(found)), order)
-    assert torch.equal(found.features(1, 2), order[1:2])
+    assert torch.equal(pooled.features(0, len(pooled)), order)
+    assert torch.equal(pooled.features(1, 2), order[1:2])
 
 
 # 225 and 257: odd sizes. The last ones: 4:1, 1:4, smaller than a view along one axis, along both.
@@ -126,11 +130,11 @@ def test_scores_against_the_naive_evaluator(model: str, act: str, height: int, w
     network = narrow(model, act)
     side = {"A": 14, "small14": 18}[model]
     image = pictures(1, height, width)
-    found = dense_scores(network.trunk, dense_head(network, 224, FP32), image, MEAN, FP32)
+    scores = dense_scores(network.trunk, DenseHead(network, 224, FP32), image, MEAN, FP32)
     expected, num = naive_scores(network, image[0], MEAN, side)
     assert num > 2 or min(height, width) < 224
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
-    assert found.max() > 0.2  # no scores that agree because they are all alike
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
+    assert scores.max() > 0.2  # equal scores would always agree
 
 
 @pytest.mark.parametrize(("model", "side"), [("A", 14), ("small14", 18)])
@@ -142,57 +146,59 @@ def test_maps_that_are_negative_everywhere(model: str, side: int) -> None:
         last.bias.fill_(-600)
         maps = network.trunk((image.float() - MEAN).permute(0, 3, 1, 2))
         assert maps.max() < 0 < maps.std()
-    found = dense_scores(network.trunk, dense_head(network, 224, FP32), image, MEAN, FP32)
+    scores = dense_scores(network.trunk, DenseHead(network, 224, FP32), image, MEAN, FP32)
     expected, _ = naive_scores(network, image[0], MEAN, side)
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
 
 
 def test_windows_of_a_network_trained_on_small_crops() -> None:
     network, image = narrow("A", "prelu"), pictures(1, 128, 171)
-    found = dense_scores(network.trunk, dense_head(network, 112, FP32), image, MEAN, FP32)
+    scores = dense_scores(network.trunk, DenseHead(network, 112, FP32), image, MEAN, FP32)
     expected, num = naive_scores(network, image[0], MEAN, 7)
     assert num == 2 * 2 * 4
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("model", ["A", "small14"])
-def test_an_image_of_one_window_is_the_networks_own_forward(model: str) -> None:
+def test_an_image_of_one_window_scores_as_in_the_networks_forward(model: str) -> None:
     network, images = narrow(model, "prelu"), pictures(2, 224, 224)
-    found = dense_scores(network.trunk, dense_head(network, 224, FP32), images, MEAN, FP32)
+    scores = dense_scores(network.trunk, DenseHead(network, 224, FP32), images, MEAN, FP32)
     with torch.no_grad():
         views = torch.cat([images, images.flip(2)]) - MEAN
         expected = network(views.permute(0, 3, 1, 2)).softmax(1).unflatten(0, (2, -1)).mean(0)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
 
 
 def test_batches_chunks_and_order_change_nothing() -> None:
     network, images = narrow("A", "prelu"), pictures(5, 250, 310)
-    head = dense_head(network, 224, FP32)
-    found = dense_scores(network.trunk, head, images, MEAN, FP32)
-    assert torch.equal(found, dense_scores(network.trunk, head, images, MEAN, FP32))
+    head = DenseHead(network, 224, FP32)
+    scores = dense_scores(network.trunk, head, images, MEAN, FP32)
+    assert torch.equal(scores, dense_scores(network.trunk, head, images, MEAN, FP32))
     for chunk in (1, 7, 10_000):
-        parts = DenseHead(network.head, network.spp.levels, 14, chunk=chunk)
-        scores = dense_scores(network.trunk, parts, images, MEAN, FP32, pixels=200_000)
-        torch.testing.assert_close(scores, found, atol=1e-6, rtol=0)
-    single = [dense_scores(network.trunk, head, one[None], MEAN, FP32) for one in images]
-    torch.testing.assert_close(torch.cat(single), found, atol=1e-6, rtol=0)
-    turned = dense_scores(network.trunk, head, images.flip(0), MEAN, FP32)
-    torch.testing.assert_close(turned.flip(0), found, atol=1e-6, rtol=0)
+        small_chunks = DenseHead(network, 224, FP32, chunk=chunk)
+        chunked = dense_scores(network.trunk, small_chunks, images, MEAN, FP32, pixels=200_000)
+        torch.testing.assert_close(chunked, scores, atol=1e-6, rtol=0)
+    one_by_one = [dense_scores(network.trunk, head, image[None], MEAN, FP32) for image in images]
+    torch.testing.assert_close(torch.cat(one_by_one), scores, atol=1e-6, rtol=0)
+    reversed_order = dense_scores(network.trunk, head, images.flip(0), MEAN, FP32)
+    torch.testing.assert_close(reversed_order.flip(0), scores, atol=1e-6, rtol=0)
 
 
 def test_average_of_logits() -> None:
     network, images = narrow("A", "prelu"), pictures(2, 240, 240)
-    head = dense_head(network, 224, FP32, "logits")
-    found = dense_scores(network.trunk, head, images, MEAN, FP32)
+    head = DenseHead(network, 224, FP32, average="logits")
+    mean_logits = dense_scores(network.trunk, head, images, MEAN, FP32)
     with torch.no_grad():
-        for image, scores in zip(images, found, strict=True):
+        for image, logits in zip(images, mean_logits, strict=True):
             views = torch.stack([image, image.flip(1)]) - MEAN
             maps = network.trunk(views.permute(0, 3, 1, 2))
-            parts = torch.stack([part for one in maps for part in windows_of(one, 14)])
-            expected = network.head(network.spp(parts)).mean(0)
-            torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
+            windows = torch.stack(
+                [window for image_maps in maps for window in windows_of(image_maps, 14)]
+            )
+            expected = network.head(network.spp(windows)).mean(0)
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="average=scores"):
-        DenseHead(network.head, [1], 14, average="scores")
+        DenseHead(network, 224, FP32, average="scores")
 
 
 def test_the_mean_image_is_warped_and_not_mirrored() -> None:
@@ -200,27 +206,27 @@ def test_the_mean_image_is_warped_and_not_mirrored() -> None:
     ramp = torch.linspace(0, 200, 224)[None, :, None].expand(224, 224, 3)
     x = ((torch.arange(260) + 0.5) * 224 / 260 - 0.5).clamp(0, 223) * 200 / 223
     expected, _ = naive_scores(network, image[0], x[None, :, None].expand(230, 260, 3), 14)
-    head = dense_head(network, 224, FP32)
-    found = dense_scores(network.trunk, head, image, ramp, FP32)
-    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
-    assert (found - dense_scores(network.trunk, head, image, MEAN, FP32)).abs().max() > 1e-3
+    head = DenseHead(network, 224, FP32)
+    scores = dense_scores(network.trunk, head, image, ramp, FP32)
+    torch.testing.assert_close(scores[0], expected, atol=1e-5, rtol=0)
+    assert (scores - dense_scores(network.trunk, head, image, MEAN, FP32)).abs().max() > 1e-3
 
 
 def test_bf16_runs_and_agrees_within_its_precision() -> None:
     network, images = narrow("A", "prelu"), pictures(2, 230, 250)
-    exact = dense_scores(network.trunk, dense_head(network, 224, FP32), images, MEAN, FP32)
-    head = dense_head(network, 224, BF16)
+    exact = dense_scores(network.trunk, DenseHead(network, 224, FP32), images, MEAN, FP32)
+    head = DenseHead(network, 224, BF16)
     assert head.weight.dtype == torch.bfloat16
-    found = dense_scores(network.trunk, head, images, MEAN, BF16)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.sum(1), torch.ones(2))
-    torch.testing.assert_close(found, exact, atol=0.05, rtol=0)
+    scores = dense_scores(network.trunk, head, images, MEAN, BF16)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.sum(1), torch.ones(2))
+    torch.testing.assert_close(scores, exact, atol=0.05, rtol=0)
 
 
 PANORAMA = """
 import resource, torch
 from engine.precision import Precision
-from evaluation.dense import dense_head, dense_scores
+from evaluation.dense import DenseHead, dense_scores
 from models.network import build_network
 from tests.conftest import composed
 config = composed("model=A", "act=prelu")
@@ -229,7 +235,7 @@ network = network.to(memory_format=torch.channels_last)
 precision = Precision("fp32", torch.device("cpu"))
 images = torch.randint(256, (1, 480, 3840, 3), dtype=torch.uint8)
 mean = torch.zeros(1, 1, 3)
-scores = dense_scores(network.trunk, dense_head(network, 224, precision), images, mean, precision)
+scores = dense_scores(network.trunk, DenseHead(network, 224, precision), images, mean, precision)
 assert scores.shape == (1, 1000) and abs(scores.sum() - 1) < 1e-4
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
@@ -242,14 +248,14 @@ def test_a_panorama_through_model_a_needs_less_than_two_and_a_half_gigabytes() -
 
 
 def test_benchmark_rows() -> None:
-    more = {"model": "small14", "crop": 112, "device": "cpu", "overrides": ("model.fc=[32,32]",)}
-    benchmark = DenseBenchmark(scales=(128, 150), rounds=1, **more)
+    options = {"model": "small14", "crop": 112, "device": "cpu", "overrides": ("model.fc=[32,32]",)}
+    benchmark = DenseBenchmark(scales=(128, 150), rounds=1, **options)
     rows = benchmark.measure()
-    ways = ["ours", "window_loop", "unfold"]
-    parts = ["trunk", "head", "head_bound"]
-    assert [row.path for row in rows] == [*ways, *parts] * 2
+    scored = ["ours", "window_loop", "unfold"]
+    timed = ["trunk", "head", "head_bound"]
+    assert [row.path for row in rows] == [*scored, *timed] * 2
     assert [row.scale for row in rows] == [128] * 6 + [150] * 6
     assert all(row.images_per_second > 0 for row in rows)
     for row in rows:
-        assert (row.max_error is not None and row.max_error < 1e-5) == (row.path in ways)
+        assert (row.max_error is not None and row.max_error < 1e-5) == (row.path in scored)
     assert len(benchmark.as_table(rows).splitlines()) == 3 + len(rows)

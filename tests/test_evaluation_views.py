@@ -1,4 +1,4 @@
-"""View plans, the projection of [11], and the counts beside them, against naive truths."""
+"""Views, the projection of [11], shards, ensembles and errors, against naive computations."""
 
 import math
 from pathlib import Path
@@ -54,15 +54,13 @@ def test_sparse_has_18_views_and_6_at_the_crops_own_scale() -> None:
     ("model", "offset", "stride"),
     [("A", 7, 16), ("C", 7, 16), ("vgg19_spp", 7.5, 16), ("small14", 8, 12)],
 )
-def test_map_positions_lie_where_their_gradient_lies(
-    model: str, offset: float, stride: int
-) -> None:
+def test_centres_of_receptive_fields(model: str, offset: float, stride: int) -> None:
     """The input that reaches a position of the map is centred at offset + stride * i."""
     geometry = map_geometry(network(model).trunk)
     assert (geometry.offset, geometry.stride) == (offset, stride)
 
 
-def test_receptive_field_centre_is_measured_on_the_network_itself() -> None:
+def test_centres_of_receptive_fields_match_the_gradient() -> None:
     trunk = network("small14").trunk.double()
     with torch.no_grad():
         for parameter in trunk.parameters():  # positive everywhere: all paths show
@@ -76,7 +74,7 @@ def test_receptive_field_centre_is_measured_on_the_network_itself() -> None:
     assert abs(centre - (geometry.offset + 9 * geometry.stride)) <= 3  # max-pools drop some paths
 
 
-def test_a_window_as_large_as_the_image_is_the_whole_map() -> None:
+def test_a_window_as_large_as_the_image_covers_the_whole_map() -> None:
     for model, size in (("A", 14), ("small14", 18)):
         geometry = map_geometry(network(model).trunk)
         assert geometry.project(0, 224, size) == slice(0, size)
@@ -89,8 +87,8 @@ def test_sparse_views_against_a_loop() -> None:
     net = network("small14")
     image = torch.randint(0, 256, (80, 131, 3), dtype=torch.uint8)
     mean = torch.zeros(1, 1, 3)
-    how = {"network": net, "mean": mean, "precision": FP32, "crop": 64}
-    scorer = Scorer(views="sparse", full_image_scale=80, **how)
+    options = {"network": net, "mean": mean, "precision": FP32, "crop": 64}
+    scorer = Scorer(views="sparse", full_image_scale=80, **options)
     expected = torch.zeros(10)
     geometry = map_geometry(net.trunk)
     with torch.no_grad():
@@ -113,10 +111,10 @@ def test_sparse_views_against_a_loop() -> None:
 
 
 def test_map_and_crop_differ_by_the_padding_of_the_crop_only() -> None:
-    """A crop is padded with zeros where the whole image goes on.
+    """A crop is padded with zeros where the whole image continues.
 
-    One convolution of 3 x 3 before each of A's pools: positions further than a padding's reach from
-    the crop's edge see the same pixels on both ways, the others do not.
+    With one 3 x 3 convolution before each of A's pools, positions beyond the padding's reach from
+    the crop's edge see the same pixels either way; the others do not.
     """
     config = composed("model=A", "model.fc=[16,16]")
     for stage in config.model.stages:
@@ -138,8 +136,8 @@ def test_map_and_crop_differ_by_the_padding_of_the_crop_only() -> None:
 def test_logits_are_averaged_when_asked() -> None:
     net = network("small14")
     image = torch.randint(0, 256, (1, 70, 80, 3), dtype=torch.uint8)
-    how = {"network": net, "mean": torch.zeros(1, 1, 3), "precision": FP32, "crop": 64}
-    scorer = Scorer(views="ten", average="logits", **how)
+    options = {"network": net, "mean": torch.zeros(1, 1, 3), "precision": FP32, "crop": 64}
+    scorer = Scorer(views="ten", average="logits", **options)
     with torch.no_grad():
         crops = [
             (view[:, y : y + 64, x : x + 64]).permute(0, 3, 1, 2).float()
@@ -163,12 +161,12 @@ def test_images_are_batched_by_size_and_none_is_lost() -> None:
     assert sorted(seen) == list(range(7))
 
 
-def test_parts_resume_where_they_were_left(tmp_path: Path) -> None:
+def test_shards_resume_where_they_stopped(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scores = rng.random((10, 3), np.float32)
-    parts = ScoreShards(tmp_path, 10, 3, size=4)
-    for position in (0, 2, 3, 1, 4, 5):  # the second part stays incomplete
-        parts.put(position, scores[position])
+    first = ScoreShards(tmp_path, 10, 3, size=4)
+    for position in (0, 2, 3, 1, 4, 5):  # the second shard stays unfinished
+        first.put(position, scores[position])
     again = ScoreShards(tmp_path, 10, 3, size=4)  # as after a kill
     assert again.pending(0, 1).tolist() == [4, 5, 6, 7, 8, 9]
     assert again.pending(0, 2).tolist() == [8, 9]
@@ -179,18 +177,18 @@ def test_parts_resume_where_they_were_left(tmp_path: Path) -> None:
     expected[7] = math.nan
     np.testing.assert_array_equal(again.read(), expected)
     counts = count_errors(again.read(), np.zeros(10, np.int64))
-    assert counts.images == 9  # the unreadable one does not count
+    assert counts.images == 9  # the unreadable image does not count
 
 
-def test_parts_that_are_not_full_are_kept_when_told_to_stop(tmp_path: Path) -> None:
-    """Stopped twice, by another number of processes each time: no image is scored again."""
+def test_unfinished_shards_are_kept_on_a_stop(tmp_path: Path) -> None:
+    """Stopped twice, with a different number of processes each time; no image is scored twice."""
     scores = np.random.default_rng(0).random((10, 3), np.float32)
-    parts = ScoreShards(tmp_path, 10, 3, size=4)
+    first = ScoreShards(tmp_path, 10, 3, size=4)
     for position in (0, 2, 3, 1, 5, 4, 8):
-        parts.put(position, None if position == 5 else scores[position])
-    parts.keep()
+        first.put(position, None if position == 5 else scores[position])
+    first.keep()
     second = [ScoreShards(tmp_path, 10, 3, size=4) for _ in range(2)]
-    assert [one.pending(rank, 2).tolist() for rank, one in enumerate(second)] == [[9], [6, 7]]
+    assert [shards.pending(rank, 2).tolist() for rank, shards in enumerate(second)] == [[9], [6, 7]]
     second[1].put(7, scores[7])
     second[1].keep()
     third = ScoreShards(tmp_path, 10, 3, size=4)
@@ -200,7 +198,7 @@ def test_parts_that_are_not_full_are_kept_when_told_to_stop(tmp_path: Path) -> N
     scores[5] = math.nan
     np.testing.assert_array_equal(third.read(), scores)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"part-0000{part}.npy" for part in range(3)
+        f"part-0000{shard}.npy" for shard in range(3)
     ]
 
 
@@ -208,13 +206,13 @@ def predictions(scores: np.ndarray, images: str = "a") -> Predictions:
     return Predictions(scores, np.array([0, 1, 1]), ["x", "y"], images)
 
 
-def test_ensembles_are_weighted_means_and_lists_never_mix(tmp_path: Path) -> None:
+def test_ensembles_are_weighted_means_and_image_lists_never_mix(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    one, two = rng.random((3, 2), np.float32), rng.random((3, 2), np.float32)
-    mixed = ensemble({"one": predictions(one), "two": predictions(two)}, [3, 1])
-    np.testing.assert_allclose(mixed.scores, (3 * one + two) / 4, rtol=1e-6)
-    with pytest.raises(UserError, match="two and one are for different image lists"):
-        ensemble({"one": predictions(one), "two": predictions(two, "b")}, None)
+    first, second = rng.random((3, 2), np.float32), rng.random((3, 2), np.float32)
+    mixed = ensemble({"first": predictions(first), "second": predictions(second)}, [3, 1])
+    np.testing.assert_allclose(mixed.scores, (3 * first + second) / 4, rtol=1e-6)
+    with pytest.raises(UserError, match="second and first are for different image lists"):
+        ensemble({"first": predictions(first), "second": predictions(second, "b")}, None)
     save_predictions(tmp_path / "p.npz", mixed)
     kept = load_predictions(tmp_path / "p.npz")
     assert (kept.images, kept.classes) == (mixed.images, mixed.classes)

@@ -12,7 +12,7 @@ from data.loading import load
 from data.normalise import load_mean
 from data.sources.index import scan_folder
 from engine.precision import set_precision
-from evaluation.dense import dense_head, dense_scores
+from evaluation.dense import DenseHead, dense_scores
 from models.dropout import keep_mask, unit_keys
 from models.network import build_network
 from tests.conftest import composed, metrics, run_program
@@ -39,7 +39,7 @@ def test_dali_on_the_gpu_sees_what_pillow_sees(synthetic: Path) -> None:
         assert all(isinstance(batch.images, torch.Tensor) for batch in batches)
         seen[choice[0]] = torch.cat([batch.images.cpu() for batch in batches]).float()
     gap = (seen["loader=dali"] - seen["loader=torchvision"]).abs().mean((1, 2, 3))
-    assert gap.max() < 1.0  # nvJPEG rounds otherwise than libjpeg
+    assert gap.max() < 1.0  # nvJPEG and libjpeg round differently
     assert gap.mean() < 0.5
 
 
@@ -56,23 +56,24 @@ def test_training_agrees_with_the_cpu(
 
 def test_eval_agrees_with_the_cpu(undisturbed: Path, tmp_path: Path) -> None:
     path = undisturbed / "checkpoints" / "best.pt"
-    found = {}
+    errors = {}
     for device in ("cpu", "cuda"):
         out = tmp_path / f"{device}.json"
         arguments = [f"checkpoint={path}", "views=dense", f"device={device}", f"out={out}"]
         run_program("eval.py", *arguments, "loader.device=cpu")
-        found[device] = json.loads(out.read_text())["combined"]["top1_error"]
-    assert abs(found["cuda"] - found["cpu"]) <= 4
+        errors[device] = json.loads(out.read_text())["combined"]["top1_error"]
+    assert abs(errors["cuda"] - errors["cpu"]) <= 4
 
 
 def test_dense_scores_agree_with_the_cpu() -> None:
     config = composed("model=A", "model.fc=[64,64]", "init.fc_std=[0.01,0.1,0.1]")
     network = build_network(config.model, config.act, config.init, 10).eval()
     images = torch.randint(256, (2, 256, 341, 3), dtype=torch.uint8)
-    found = []
+    scores = []
     for name in ("cpu", "cuda"):
         precision = set_precision("fp32", torch.device(name))
         network = network.to(name)
-        head, mean = dense_head(network, 224, precision), load_mean("channel").to(name)
-        found.append(dense_scores(network.trunk, head, images, mean, precision).cpu().numpy())
-    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+        head, mean = DenseHead(network, 224, precision), load_mean("channel").to(name)
+        batch_scores = dense_scores(network.trunk, head, images, mean, precision)
+        scores.append(batch_scores.cpu().numpy())
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)

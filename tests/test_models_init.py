@@ -1,4 +1,4 @@
-"""Sec. 2.2: initial standard deviations, in closed form and of the drawn weights."""
+"""Sec. 2.2: initial standard deviations, in closed form and of drawn weights."""
 
 import math
 
@@ -17,18 +17,18 @@ def stds(*overrides: str) -> dict[str, float]:
 
 
 def test_vgg_b_stds_match_the_paper() -> None:
-    found = stds("model=vgg_b", "act=relu")
+    std_of = stds("model=vgg_b", "act=relu")
     printed = {"conv1_1": 0.059, "conv2_1": 0.042, "conv3_1": 0.029, "conv4_1": 0.021}
     for name, value in printed.items():
-        assert found[name] == pytest.approx(value, abs=0.0005)
+        assert std_of[name] == pytest.approx(value, abs=0.0005)
 
 
 def test_eq_14_telescopes_to_the_ratio_of_the_ends() -> None:
     """With Eq. 14, the product of n_l Var[w_l] / 2 over l = 2 .. L is c_2 / d_L (Sec. 2.2)."""
-    found = stds("model=vgg_b", "act=relu")
+    std_of = stds("model=vgg_b", "act=relu")
     filters = [64, 64, 128, 128, 256, 256, 512, 512, 512, 512]
-    names = [name for name in found if name.startswith("conv")]
-    gains = [9 * filters[i - 1] * found[names[i]] ** 2 / 2 for i in range(1, len(filters))]
+    names = [name for name in std_of if name.startswith("conv")]
+    gains = [9 * filters[i - 1] * std_of[names[i]] ** 2 / 2 for i in range(1, len(filters))]
     assert math.prod(gains) == pytest.approx(filters[0] / filters[-1])
 
 
@@ -53,14 +53,14 @@ def test_conv_variance(init: str, act: str, variance: float) -> None:
 
 def test_fc_stds_do_not_depend_on_the_rule() -> None:
     for init in ("he", "xavier"):
-        found = stds("model=small14", f"init={init}")
-        assert (found["fc1"], found["fc2"], found["fc3"]) == (0.01, 0.01, 0.001)
+        std_of = stds("model=small14", f"init={init}")
+        assert (std_of["fc1"], std_of["fc2"], std_of["fc3"]) == (0.01, 0.01, 0.001)
 
 
 def test_drawn_weights_have_the_stated_std_and_depend_on_the_seed() -> None:
     config = composed("model=small14", "model.fc=[256,128]")
-    parts = (config.model, config.act, config.init, 10)
-    net, again, other = (build_network(*parts, seed=seed) for seed in (1, 1, 2))
+    arguments = (config.model, config.act, config.init, 10)
+    net, again, other = (build_network(*arguments, seed=seed) for seed in (1, 1, 2))
     expected = stds("model=small14", "model.fc=[256,128]")
     for name in ("conv1", "conv2_3", "conv3_6"):
         weight = net.trunk.get_submodule(name).weight

@@ -1,4 +1,4 @@
-"""The rectifier's Triton kernels: what they compute, and what they compile to, without a GPU."""
+"""The rectifier's Triton kernels: their results, and without a GPU their machine code."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Architectures against the paper's tables, and each part against its definition."""
+"""Architectures against the paper's tables, and their parts against definitions."""
 
 import math
 
@@ -41,19 +41,19 @@ GOLDEN = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_layers_and_cost_match_the_paper(name: str) -> None:
     layers, multiply_adds, parameters = GOLDEN[name]
-    found = description(f"model={name}")
-    assert found.weight_layers == layers
+    described = description(f"model={name}")
+    assert described.weight_layers == layers
     if multiply_adds is not None:
-        assert found.multiply_adds / 1e10 == pytest.approx(multiply_adds, abs=0.0005)
-        assert found.parameters / 1e6 == pytest.approx(parameters, abs=0.005)
+        assert described.multiply_adds / 1e10 == pytest.approx(multiply_adds, abs=0.0005)
+        assert described.parameters / 1e6 == pytest.approx(parameters, abs=0.005)
 
 
 def test_parameter_counts_match_torch() -> None:
-    found = description("model=small14")
+    described = description("model=small14")
     config = composed("model=small14")
     with torch.device("meta"):
         built = build_network(config.model, config.act, config.init, 1000, seed=None)
-    assert found.parameters + found.slopes == sum(p.numel() for p in built.parameters())
+    assert described.parameters + described.slopes == sum(p.numel() for p in built.parameters())
 
 
 def test_small14_map_sizes_match_the_paper() -> None:

@@ -1,8 +1,8 @@
 """Images per second of dense testing: ours, a loop over windows, and windows cut out as a batch.
 
 All three see the same 4:3 images and their horizontal flips, through the same trunk. Trunk and head
-are also measured apart, the head beside its matrix products, which bound it. Weights are random:
-speed does not depend on them.
+are also measured separately, the head beside its matrix products, which bound it. Weights are
+random: speed does not depend on them.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from configs.schema import TrainConfig
 from configs.store import compose_config
 from data.normalise import load_mean, network_input
 from engine.precision import Precision, set_precision
-from evaluation.dense import DenseHead, dense_head, dense_scores, window_size
+from evaluation.dense import DenseHead, dense_scores
 from evaluation.windows import PooledWindows
 from models.network import Network, build_network
 from scripts.benchmarks.benchmark import (
@@ -40,7 +40,7 @@ class DenseRow(Row):
     scale: int  # shorter side, pixels
     images_per_second: float  # median of the rounds
     spread: float  # from the slowest to the fastest round, relative to the median
-    max_error: float | None  # the largest difference of a probability from window_loop's
+    max_error: float | None  # largest difference of a probability from window_loop's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +64,16 @@ class DenseBenchmark(NetworkBenchmark):
         """Six rows for each scale. Raises UserError for a precision the device cannot do."""
         precision = set_precision(self.precision, torch.device(self.device))
         network = self._network()
-        dense = dense_head(network, self.crop, precision)
-        paths = _paths(network, dense, self.crop, precision)
+        dense = DenseHead(network, self.crop, precision)
         rows = []
         for scale in self.scales:
             shape = (self.images, scale, scale * 4 // 3, 3)
             generator = torch.Generator().manual_seed(scale)
             images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
             images = images.to(precision.device)
-            scores = {path: score(images) for path, score in paths.items()}  # also the warm-up
-            runs: dict[str, Callable[[], object]] = {
-                path: partial(score, images) for path, score in paths.items()
-            }
-            runs |= _parts(network, dense, images, precision)
+            ways = _ways(network, dense, images, precision)
+            scores = {path: run() for path, run in ways.items()}  # also the warm-up
+            runs = ways | _parts(network, dense, images, precision)
             timings = time_in_turns(
                 {path: partial(seconds_of, run) for path, run in runs.items()}, self.rounds
             )
@@ -104,11 +101,11 @@ def _mean(device: torch.device | str) -> Tensor:
     return load_mean("channel").to(device)
 
 
-def _paths(
-    network: Network, dense: DenseHead, crop: int, precision: Precision
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    """How each path scores images uint8 [B, H, W, 3]: float32 [B, K]."""
-    mean, side = _mean(precision.device), window_size(network.trunk, crop)
+def _ways(
+    network: Network, dense: DenseHead, images: Tensor, precision: Precision
+) -> dict[str, Callable[[], Tensor]]:
+    """How each way scores images uint8 [B, H, W, 3]: float32 [B, K]."""
+    mean, side = _mean(images.device), dense.window
 
     def classify(windows: Tensor) -> Tensor:
         return network.head(network.spp(windows)).float().softmax(1)
@@ -127,23 +124,23 @@ def _paths(
         batch = windows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
         return classify(batch).unflatten(0, (len(maps), -1)).mean(1)
 
-    def score(images: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    def score(head: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.inference_mode(), precision.autocast():
             views = torch.cat([images, images.flip(2)])
             scores = head(network.trunk(network_input(views, mean)))
             return scores.unflatten(0, (2, -1)).mean(0)
 
     return {
-        "ours": lambda images: dense_scores(network.trunk, dense, images, mean, precision),
-        "window_loop": lambda images: score(images, loop),
-        "unfold": lambda images: score(images, unfold),
+        "ours": lambda: dense_scores(network.trunk, dense, images, mean, precision),
+        "window_loop": lambda: score(loop),
+        "unfold": lambda: score(unfold),
     }
 
 
 def _parts(
     network: Network, dense: DenseHead, images: Tensor, precision: Precision
-) -> dict[str, Callable[[], object]]:
-    """The parts of our path for images uint8 [B, H, W, 3], and what bounds the head."""
+) -> dict[str, Callable[[], Tensor]]:
+    """The parts of our way for images uint8 [B, H, W, 3], and the products that bound the head."""
     views = network_input(torch.cat([images, images.flip(2)]), _mean(images.device))
     head = network.head
 
