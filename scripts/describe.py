@@ -32,8 +32,8 @@ from models.describe import (
 
 
 def cost(config: TrainConfig, network: Description) -> str:
-    """Hours of the training on ImageNet, at the speed of runs so far or by arithmetic."""
-    # Imported where it is needed: it takes a second.
+    """GPU hours of the training on ImageNet, at the speed of runs so far or by arithmetic."""
+    # Not above: these take a second to import.
     from analysis.report.runs import Edition, load
     from data.sources.imagenet import NUM_IMAGES
     from scripts.reproduction.cost import run_rates
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 
 
 def description(options: argparse.Namespace, overrides: Sequence[str]) -> str:
-    """What the options ask for, of the network that train.py would build with these keys."""
+    """What the options ask for, about the network that train.py would build with these keys."""
     config = compose_config(overrides, TrainConfig)
     config.parallel = "hybrid"  # to check its requirements too
     validate(config, options.processes)

@@ -2,9 +2,10 @@
 
 python scripts/export.py checkpoint=runs/NAME/checkpoints/best.pt format=onnx [out=FILE]
 
-onnx and torch_export: uint8 RGB images [B, crop, crop, 3], B free, to probabilities [B, classes];
-mean and softmax are inside. safetensors: the weights and the mean, by name. All hold the names of
-the classes, one a line, and the side of the crop, under `classes` and `crop` in their metadata.
+onnx and torch_export: from uint8 RGB images [B, crop, crop, 3], of any batch size B, to
+probabilities [B, classes]; mean subtraction and softmax are inside. safetensors: the weights and
+the mean, by name. The metadata of all three has the names of the classes, one a line, under
+`classes`, and the side of the crop under `crop`.
 """
 
 import sys
@@ -24,7 +25,7 @@ SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensor
 
 @dataclass
 class Options:
-    """What the command line says, as KEY=VALUE, like eval.py's."""
+    """The command line, KEY=VALUE as for eval.py."""
 
     checkpoint: str
     format: str
@@ -37,29 +38,26 @@ class Options:
 
 
 def parse(words: list[str]) -> Options:
-    """Raises UserError for keys that are unknown or missing."""
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    if len(given) < len(words) or not {"checkpoint", "format"} <= given.keys() <= {
-        "checkpoint",
-        "format",
-        "out",
-    }:
-        usage = "checkpoint=FILE.pt format=" + "|".join(SUFFIXES) + " [out=FILE]"
-        raise UserError(f"usage: python scripts/export.py {usage}")
-    if given["format"] not in SUFFIXES:
-        raise UserError(f"format={given['format']} is unknown: take one of {', '.join(SUFFIXES)}")
-    return Options(**given)
+    """The options; raises UserError for keys that are unknown or missing."""
+    try:
+        options = Options(**dict(word.split("=", 1) for word in words))
+    except (ValueError, TypeError) as error:
+        usage = f"checkpoint=FILE.pt format={'|'.join(SUFFIXES)} [out=FILE]"
+        raise UserError(f"usage: python scripts/export.py {usage}") from error
+    if options.format not in SUFFIXES:
+        raise UserError(f"format={options.format} is unknown: take one of {', '.join(SUFFIXES)}")
+    return options
 
 
 def export(classifier: Classifier, kind: str, out: Path) -> None:
-    """Write the file; the whole of it appears at once."""
+    """Write the file; it appears at once, complete."""
     part = out.with_name(f".{out.name}.part{out.suffix}")
     metadata = {"classes": "\n".join(classifier.classes), "crop": str(classifier.crop)}
     side = classifier.crop
     images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     batch = {"images": {0: torch.export.Dim("batch", min=1)}}
     try:
-        part.touch()  # where nothing can be written, say so before the work
+        part.touch()  # raises before the work if nothing can be written there
         if kind == "safetensors":
             from safetensors.torch import save_file
 
@@ -87,7 +85,7 @@ def export(classifier: Classifier, kind: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Read the checkpoint, write the file."""
+    """Export the checkpoint that the command line names."""
     with one_sentence():
         options = parse(sys.argv[1:])
         classifier = load_classifier(Path(options.checkpoint))

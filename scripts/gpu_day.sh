@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All that wants a GPU, most valuable first: scripts/gpu_day.sh [PART...]
-# For a machine without a network that has PyTorch 2.11 or newer: what else is needed is installed from
-# wheels in .whl/, where large ones may lie in pieces (NAME.whl.part-aa, ...). A part that is done is not
-# done again; each ends within nine minutes. Writes gpu-day/*.json and, at the end, gpu-day/README.md.
+# Everything that needs a GPU, most valuable first: scripts/gpu_day.sh [PART...]
+# For a machine with PyTorch 2.11 or newer and no network: what else is needed is installed from wheels
+# in .whl/, where large ones may lie in pieces (NAME.whl.part-aa, ...). Finished parts are not repeated;
+# each ends within nine minutes. Writes gpu-day/*.json and, at the end, gpu-day/README.md.
 #   DATA=FOLDER  images to train on (any image folder); default: the generated set
 #   OUT=FOLDER   default: gpu-day
 #   TINY=1       sizes for a trial on a CPU
@@ -24,7 +24,7 @@ if [[ -n $TINY ]]; then
     bench=(--crop 64 --rounds 1)
 fi
 
-install() { # what PyTorch's own environment lacks; nothing to do where .venv has it
+install() { # what PyTorch's environment lacks; .venv has it already
     local first
     for first in .whl/*.part-aa; do
         [[ ! -e $first ]] || cat "${first%aa}"* >"${first%.part-aa}"
@@ -35,7 +35,7 @@ install() { # what PyTorch's own environment lacks; nothing to do where .venv ha
 
 tests() { python -m pytest -q -m gpu -p no:cacheprovider tests/test_gpu.py; }
 
-first_steps() { # does the recipe hold? No spike, no nan
+first_steps() { # does the recipe hold, without a spike or nan?
     local model
     for model in "${models[@]}"; do
         python train.py "model=$model" act=prelu init=he "${data[@]}" "max_steps=$steps" log_every=1 \
@@ -44,16 +44,16 @@ first_steps() { # does the recipe hold? No spike, no nan
 }
 
 speed() { # of the training step
-    local model precision batch
+    local model precision batch way
+    local -A options=([eager]='' [compiled]='--compile' [triton]='--kernel triton')
     for model in "${models[@]}"; do
         for precision in "${precisions[@]}"; do
             for batch in "${batches[@]}"; do
-                benchmark "train-$model-$precision-$batch" train --model "$model" \
-                    --precision "$precision" --batch "$batch" "${bench[@]}"
-                benchmark "train-$model-$precision-$batch-compiled" train --model "$model" \
-                    --precision "$precision" --batch "$batch" --compile "${bench[@]}"
-                benchmark "train-$model-$precision-$batch-triton" train --model "$model" \
-                    --precision "$precision" --batch "$batch" --kernel triton "${bench[@]}"
+                for way in eager compiled triton; do
+                    # shellcheck disable=SC2086  # two words
+                    benchmark "train-$model-$precision-$batch-$way" train --model "$model" \
+                        --precision "$precision" --batch "$batch" ${options[$way]} "${bench[@]}"
+                done
             done
         done
     done
@@ -82,7 +82,7 @@ resume() { # kill -9 in the middle, and the same command again
     "${command[@]}"
 }
 
-curves() { # the same steps in each arithmetic
+curves() { # the same steps at each precision
     local precision
     for precision in "${precisions[@]}" fp32; do
         python train.py model=small14 act=prelu "${data[@]}" "precision=$precision" "max_steps=$long" \
@@ -99,7 +99,7 @@ benchmark() { # NAME ARGUMENT...: one JSON file, once
 
 page() { python -m scripts.benchmarks.gpu_page "$OUT" >"$OUT/README.md"; }
 
-run_part() { # each in a process of its own, so that a time limit ends all of it
+run_part() { # in a process of its own, so that the time limit ends all of it
     local part=$1 began=$SECONDS
     [[ ! -e $OUT/$part.done ]] || return 0
     echo "== $part"

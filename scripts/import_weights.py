@@ -1,9 +1,8 @@
-"""Turn torchvision's published VGG weights into a checkpoint that eval.py takes.
+"""Turn torchvision's published VGG weights into a checkpoint for eval.py.
 
 python scripts/import_weights.py vgg19 vgg19-dcbb9e9d.pth --data /imagenet [--out FILE.pt]
 
-A network whose errors are known, from elsewhere: what eval.py gives for it on the validation images
-must be what torchvision publishes.
+The errors of these networks are known: eval.py must find the ones that torchvision publishes.
 """
 
 import argparse
@@ -36,8 +35,8 @@ STD = (0.229, 0.224, 0.225)
 def convert(published: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """torchvision's state dict under our names, for inputs of 0..255 less the mean 255 * MEAN.
 
-    Both lists name the same layers in the same order; fc1 takes the last map's features in the
-    same order, too. The division by 255 * STD moves into conv1, exactly: with torchvision's own
+    Both have the same layers in the same order, and fc1 takes the features of the last map in the
+    same order. The division by 255 * STD moves into conv1. This is exact: with torchvision's own
     mean, zero padding stands for the same pixel value in both. Raises UserError for a state dict
     of another architecture.
     """
@@ -56,13 +55,8 @@ def checkpoint(model: str, published: dict[str, Tensor], classes: list[str], roo
 
     torchvision's labels are the ranks of the WordNet ids, as ours are.
     """
-    keys = [
-        f"model={MODELS[model]}",
-        "act=relu",
-        "init=he",
-        "precision=fp32",
-    ]
-    config = compose_config([*keys, "data.scale=256", f"data.root={root}"], TrainConfig)
+    keys = [f"model={MODELS[model]}", "act=relu", "init=he", "precision=fp32", "data.scale=256"]
+    config = compose_config([*keys, f"data.root={root}"], TrainConfig)
     network = build_network(config.model, config.act, config.init, NUM_CLASSES, seed=None)
     return {
         "config": to_dict(config),
@@ -75,7 +69,7 @@ def checkpoint(model: str, published: dict[str, Tensor], classes: list[str], roo
 
 
 def main() -> None:
-    """Read, convert, write."""
+    """Convert the file that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

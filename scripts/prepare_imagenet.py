@@ -5,9 +5,8 @@ python scripts/prepare_imagenet.py mean ROOT [--crop 224] [--out FILE.npy]
 python scripts/prepare_imagenet.py extract ROOT OUT [--splits train val test]
 python scripts/prepare_imagenet.py subset ROOT OUT [--classes N] [--per-class N | --images N]
 
-ROOT holds the tars, as downloaded, and the devkit; or train/ and val/; or what Kaggle gives.
-Training reads them all, so extracting is for those who want files. Every command may be
-interrupted and typed again.
+ROOT holds the tars as downloaded and the devkit, or train/ and val/, or what Kaggle gives. Training
+reads all of these: extract only if you want files. Every command may be interrupted and repeated.
 """
 
 import argparse
@@ -24,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError, one_sentence, refusing
-from common.files import write_atomically
+from common.files import try_to_write, write_atomically
 from common.machine import num_cpus
 from configs.schema import DataConfig
 from configs.validate import require
@@ -38,7 +37,7 @@ from data.sources.index import ImageIndex, index_tar, scan_folder
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Say what is there and what is wrong with it; fails if anything is."""
+    """List what is there and what is wrong with it; fails if anything is."""
     root, decode = arguments.root, arguments.workers if arguments.decode else 0
     faults = find_faults(root, ILSVRC2012, tqdm.write, md5=arguments.md5, decode=decode)
     if faults:
@@ -48,7 +47,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def extract(arguments: argparse.Namespace) -> None:
-    """Write the tars' images as a folder layout."""
+    """Write the tars' images as class folders."""
     root = arguments.root
     refuse_closed(root)
     splits = arguments.splits or [split for split in SPLITS if find_tar(root, split)]
@@ -58,7 +57,7 @@ def extract(arguments: argparse.Namespace) -> None:
 
 
 def subset(arguments: argparse.Namespace) -> None:
-    """Write the first classes or images of a data set as a folder layout."""
+    """Write the first classes or images of a data set as class folders."""
     root, out = arguments.root, arguments.out
     amounts = {name: getattr(arguments, name) for name in ("classes", "images", "per_class")}
     if not any(amounts.values()):
@@ -99,9 +98,9 @@ def mean(arguments: argparse.Namespace) -> None:
             arguments.force or not os.path.lexists(path),
             f"{path} is there already: give --force to replace it, or --out for another name",
         )
-    with refusing(OSError, what=f"cannot write {out}"):
+    with refusing(OSError, what=f"cannot write {out}"):  # now, not after an hour of decoding
         out.parent.mkdir(parents=True, exist_ok=True)
-    require(os.access(out.parent, os.W_OK), f"cannot write {out}: {out.parent} is not writable")
+        try_to_write(out)
     train = scan_folder(root, "train")
     result = statistics(
         train, crop=crop, scale=scale, num_workers=arguments.workers, skip=arguments.skip

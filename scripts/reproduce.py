@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in train.py
 
-# What loads torch, scipy or matplotlib, which takes seconds, is imported by the command it is for.
+# Each command imports torch, scipy and matplotlib, which load for seconds, only if it needs them.
 from analysis.report.runs import load
 from common.errors import Stopped, UserError, one_sentence
 from configs.validate import require
 from models.describe import CARDS
 from scripts.reproduction.cost import cost_table, given_rates, run_rates
-from scripts.reproduction.launch import LAUNCHERS, Launcher, Outcome, Runner
+from scripts.reproduction.launch import LAUNCHERS, Launcher, Runner
 from scripts.reproduction.plan import RUNS, TARGETS, Request, plan
 
 RESULTS = Path("results")
@@ -58,30 +58,31 @@ def reproduce(options: argparse.Namespace) -> None:
     jobs = plan(request)
     launcher = Launcher(options.launcher, options.processes)
     if is_all and not options.scaled:
-        _analysis_if_missing(options.results / "analysis", dry_run=options.dry_run)
+        _analyse_once(options.results / "analysis", dry_run=options.dry_run)
     if options.dry_run:
         rates = run_rates(load(options.results)) | given_rates(options.throughput)
         print(cost_table(jobs, rates, launcher, options.card))
         return
     outcome = Runner(launcher).run(jobs)
     report(options)
-    _raise_failures(outcome)
+    for command, why in outcome.failed.items():
+        print(f"failed ({why}): {command}", file=sys.stderr)
+    if outcome.stopped:
+        raise Stopped("stopped; the same command goes on")
+    if outcome.failed:
+        raise UserError(f"{len(outcome.failed)} commands failed, see above; the others are done")
 
 
-def _analysis_if_missing(folder: Path, *, dry_run: bool) -> None:
+def _analyse_once(folder: Path, *, dry_run: bool) -> None:
     is_done = (folder / "README.md").is_file()
     print(f"# analysis: {'done' if is_done else 'to do, needs no data'}")
     print(f"python {os.path.relpath(__file__)} analysis --out {folder}", flush=True)
     if not is_done and not dry_run:
-        from analysis.propagation.page import write_page
-        from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
-
-        write_signals(measure_all(Settings()), folder)
-        write_page(read_signals(folder), folder)
+        analysis(argparse.Namespace(out=folder, rewrite=False))
 
 
 def report(options: argparse.Namespace) -> None:
-    """Read all runs again and write all tables, figures and pages; nothing is run."""
+    """Read all runs again and write all tables, figures and pages; runs nothing."""
     from analysis.report.read import collect
     from analysis.report.report import write_report
     from analysis.start.page import write_start_page
@@ -92,22 +93,51 @@ def report(options: argparse.Namespace) -> None:
     print(f"Report: {write_report(runs, options.results, options.runs)}")
 
 
-def _raise_failures(outcome: Outcome) -> None:
-    for command, why in outcome.failed.items():
-        print(f"failed ({why}): {command}", file=sys.stderr)
-    if outcome.stopped:
-        raise Stopped("stopped; the same command goes on")
-    if outcome.failed:
-        raise UserError(f"{len(outcome.failed)} commands failed, see above; the others are done")
+def analysis(options: argparse.Namespace) -> None:
+    """Signal propagation (Sec. 2.2); needs no data."""
+    from analysis.propagation.page import write_page
+    from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
+
+    given = _given(options, "out", "rewrite")
+    if "models" in given:
+        given["models"] = tuple(dict.fromkeys(given["models"]))  # each once
+    settings = Settings(**given)
+    if options.rewrite:
+        keys = "--models, --crop, --batch, --seeds"
+        require(settings == Settings(), f"--rewrite takes its settings from the file, not {keys}")
+    else:
+        write_signals(measure_all(settings), options.out)
+    # Read back, rounded, so that --rewrite gives the same page.
+    print(f"Page: {write_page(read_signals(options.out), options.out)}")
 
 
-def _add_folders(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the run folders")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to report into")
+def start(options: argparse.Namespace) -> None:
+    """The first steps of training: do they diverge, and what keeps them from it."""
+    from torch.cuda import is_available
+
+    from analysis.start.page import write_start_page
+    from analysis.start.study import Settings, study
+
+    device = "cuda" if is_available() else "cpu"
+    study(Settings(**_given(options, "out"), device=device), options.out / "records")
+    print(f"Page: {write_start_page(options.out)}")
 
 
-def add_target(commands: Commands, target: str, text: str) -> None:
-    """The command of a table or figure, or `all`."""
+def _given(options: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """The settings on the command line but `others`; a study has defaults for the rest."""
+    return {key: value for key, value in vars(options).items() if key not in ("run", *others)}
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Curves of several runs in one picture, and the keys in which they differ."""
+    from analysis.compare import compare as draw_and_compare
+
+    out = options.out or options.folders[0].parent / "comparison.png"
+    print(draw_and_compare(options.folders, out))
+    print(f"Picture: {out}")
+
+
+def _add_target(commands: Commands, target: str, text: str) -> None:
     parser = commands.add_parser(target, help=text)
     parser.set_defaults(run=reproduce, target=target)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and their cost")
@@ -131,66 +161,28 @@ def add_target(commands: Commands, target: str, text: str) -> None:
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="for train.py")
 
 
-def add_report(commands: Commands) -> None:
-    """The command `report` and its options."""
-    parser = commands.add_parser("report", help="write results/ again; runs nothing")
-    parser.set_defaults(run=report)
-    _add_folders(parser)
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the run folders")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to report into")
 
 
-def analysis(options: argparse.Namespace) -> None:
-    """Signal propagation (Sec. 2.2); needs no data."""
-    from analysis.propagation.page import write_page
-    from analysis.propagation.study import Settings, measure_all, read_signals, write_signals
-
-    asked = _asked(options, "out", "rewrite")
-    if "models" in asked:
-        asked["models"] = tuple(dict.fromkeys(asked["models"]))  # each once
-    settings = Settings(**asked)
-    if options.rewrite:
-        given = "--models, --crop, --batch, --seeds"
-        require(settings == Settings(), f"--rewrite takes its settings from the file, not {given}")
-    else:
-        write_signals(measure_all(settings), options.out)
-    # Read back, rounded, so that --rewrite gives the same page.
-    print(f"Page: {write_page(read_signals(options.out), options.out)}")
-
-
-def add_analysis(commands: Commands) -> None:
-    """The command `analysis` and its options."""
+def _add_analysis(commands: Commands) -> None:
     parser = commands.add_parser(
         "analysis", help=analysis.__doc__, argument_default=argparse.SUPPRESS
     )
+    parser.set_defaults(run=analysis)
     parser.add_argument("--models", nargs="+", help="any model of train.py")
     parser.add_argument("--crop", type=int, help="side of the images, pixels")
     parser.add_argument("--batch", type=int, help="images of a seed")
-    parser.add_argument("--seeds", type=int, help="networks drawn")
+    parser.add_argument("--seeds", type=int, help="number of networks drawn")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "analysis")
     text = "measure nothing, write all from OUT/signals.json"
     parser.add_argument("--rewrite", action="store_true", default=False, help=text)
-    parser.set_defaults(run=analysis)
 
 
-def _asked(options: argparse.Namespace, *others: str) -> dict[str, Any]:
-    """The settings that the command line gives; a study's own defaults hold for the rest."""
-    return {key: value for key, value in vars(options).items() if key not in ("run", *others)}
-
-
-def start(options: argparse.Namespace) -> None:
-    """The first steps of training: do they diverge, and what keeps them from it."""
-    from torch.cuda import is_available
-
-    from analysis.start.page import write_start_page
-    from analysis.start.study import Settings, study
-
-    device = "cuda" if is_available() else "cpu"
-    study(Settings(**_asked(options, "out"), device=device), options.out / "records")
-    print(f"Page: {write_start_page(options.out)}")
-
-
-def add_start(commands: Commands) -> None:
-    """The command `start` and its options."""
+def _add_start(commands: Commands) -> None:
     parser = commands.add_parser("start", help=start.__doc__, argument_default=argparse.SUPPRESS)
+    parser.set_defaults(run=start)
     parser.add_argument("--data", required=True, help="an image folder, with train/<class>/ in it")
     parser.add_argument("--models", nargs="+", help="any model of train.py")
     parser.add_argument("--acts", nargs="+", help="any act of train.py")
@@ -198,31 +190,10 @@ def add_start(commands: Commands) -> None:
     parser.add_argument("--remedies", nargs="+", help="of analysis/start/remedies.py")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--steps", type=int)
-    parser.add_argument(
-        "--curvature-images",
-        type=int,
-        help="of a batch, for the curvature with the first seed; 0: not measured",
-    )
+    text = "images of a batch for the first seed's curvature; 0: it is not measured"
+    parser.add_argument("--curvature-images", type=int, help=text)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "start")
-    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="of train.py")
-    parser.set_defaults(run=start)
-
-
-def compare_runs(options: argparse.Namespace) -> None:
-    """Curves of several runs in one picture, and the keys in which they differ."""
-    from analysis.compare import compare
-
-    out = options.out or options.folders[0].parent / "comparison.png"
-    print(compare(options.folders, out))
-    print(f"Picture: {out}")
-
-
-def add_compare(commands: Commands) -> None:
-    """The command `compare` and its options."""
-    parser = commands.add_parser("compare", help=compare_runs.__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="default: beside the runs")
-    parser.set_defaults(run=compare_runs)
+    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="for train.py")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -232,12 +203,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for target in TARGETS:
-        add_target(commands, target, f"the runs, tests and report of {target}")
-    add_target(commands, "all", "every table and figure")
-    add_report(commands)
-    add_compare(commands)
-    add_analysis(commands)
-    add_start(commands)
+        _add_target(commands, target, f"the runs, tests and report of {target}")
+    _add_target(commands, "all", "every table and figure")
+
+    command = commands.add_parser("report", help="write results/ again; runs nothing")
+    command.set_defaults(run=report)
+    _add_folders(command)
+
+    command = commands.add_parser("compare", help=compare.__doc__)
+    command.set_defaults(run=compare)
+    command.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    command.add_argument("--out", type=Path, metavar="FILE.png", help="default: beside the runs")
+
+    _add_analysis(commands)
+    _add_start(commands)
     return parser
 
 

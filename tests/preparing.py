@@ -1,4 +1,4 @@
-"""What tests of scripts/prepare_imagenet.py share: the program, and the made-up release."""
+"""Shared by the tests of scripts/prepare_imagenet.py: the program, and a made-up release."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def prepare(*arguments: object) -> Done:
-    """Run the program; the test fails if it does."""
+    """Run the program, which must succeed."""
     return run_program(PROGRAM, *map(str, arguments))
 
 
@@ -29,13 +29,13 @@ def refused(*arguments: object) -> Done:
 
 
 def wrong(done: Done) -> list[str]:
-    """What `check` has found."""
+    """The faults that `check` has printed."""
     return [line[7:] for line in done.stdout.splitlines() if line.startswith("WRONG: ")]
 
 
 @dataclass
 class Checked:
-    """What `check` says of a folder."""
+    """What `check` says about a folder."""
 
     told: str  # lines
     faults: list[str]
@@ -50,7 +50,7 @@ def checked(root: Path, release: Release, *, md5: bool = True, decode: int = 0) 
 
 
 def release_of(official: Official, odd_images: dict[str, list[str]] | None = None) -> Release:
-    """What is known of the made-up release, its sums by the md5sum program."""
+    """The facts of the made-up release, with MD5 sums by the md5sum program."""
     names = [TRAIN, VAL, TEST, DEVKIT]
     files = [official.root / name for name in names if (official.root / name).exists()]
     lines = subprocess.run(["md5sum", *files], capture_output=True, text=True, check=True).stdout

@@ -54,9 +54,9 @@ NODE = (
 
 def missing() -> str:
     """Why no cluster can be started here; empty if it can."""
-    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
-    if absent:
-        return f"{', '.join(absent)} not installed (Debian: slurm-wlm munge)"
+    not_installed = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if not_installed:
+        return f"{', '.join(not_installed)} not installed (Debian: slurm-wlm munge)"
     return "" if os.geteuid() == 0 else "slurmd must be started by root"
 
 
@@ -104,13 +104,13 @@ class Cluster:
     def wait(
         self, number: str, what: Callable[[dict[str, str]], bool], seconds: float = 300
     ) -> dict[str, str]:
-        """The job as soon as `what` holds of it; fails, with what the job printed, after a time."""
+        """The job, once `what` is true of it; fails after `seconds`, with the job's output."""
         end = time.monotonic() + seconds
         while not what(job := self.job(number)):
             if time.monotonic() > end:
                 printed = Path(job["StdOut"])
                 output = printed.read_text() if printed.exists() else ""
-                raise AssertionError(f"waited in vain: {job}\n{output}\n{self.logs()}")
+                raise AssertionError(f"timed out: {job}\n{output}\n{self.logs()}")
             time.sleep(0.1)
         return job
 

@@ -1,4 +1,4 @@
-"""Exported files give eval.py's probabilities in other programs."""
+"""Exported files give the probabilities of eval.py in other programs."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def best(undisturbed: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def scored(best: Path, small: Path) -> tuple[torch.Tensor, np.ndarray]:
-    """Five validation images as crops, and what eval.py's own scorer says of them in fp32."""
+    """Crops of five validation images, and the scores of eval.py's own scorer in fp32."""
     run = from_dict(load_checkpoint(best)["config"], TrainConfig)
     index = scan_folder(small, "val")
     draws = centre_batches(np.arange(0, 50, 10), run.data.validation_scale, 5)
@@ -45,7 +45,7 @@ def scored(best: Path, small: Path) -> tuple[torch.Tensor, np.ndarray]:
 
 def exported(best: Path, kind: str, out: Path) -> Path:
     run_program("scripts/export.py", f"checkpoint={best}", f"format={kind}", f"out={out}")
-    assert [path.name for path in out.parent.iterdir()] == [out.name]  # and nothing beside it
+    assert [path.name for path in out.parent.iterdir()] == [out.name]  # nothing else is left there
     return out
 
 
@@ -54,8 +54,8 @@ def test_onnx(best: Path, scored: Any, tmp_path: Path) -> None:
     session = runtime.InferenceSession(str(exported(best, "onnx", tmp_path / "net.onnx")))
     images, expected = scored
     for count in (1, 5):
-        [found] = session.run(["probabilities"], {"images": images[:count].numpy()})
-        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+        [probabilities] = session.run(["probabilities"], {"images": images[:count].numpy()})
+        np.testing.assert_allclose(probabilities, expected[:count], atol=1e-5)
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["classes"].split("\n") == load_checkpoint(best)["classes"]
 
@@ -67,8 +67,8 @@ def test_torch_export(best: Path, scored: Any, tmp_path: Path) -> None:
     )
     images, expected = scored
     for count in (1, 5):
-        found = program.module()(images[:count]).detach().numpy()
-        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+        probabilities = program.module()(images[:count]).detach().numpy()
+        np.testing.assert_allclose(probabilities, expected[:count], atol=1e-5)
     assert str(extra["crop"]) == str(images.shape[1])
 
 

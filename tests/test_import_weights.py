@@ -1,4 +1,4 @@
-"""Published weights in our checkpoints give torchvision's logits, and its classes."""
+"""Published weights give torchvision's logits and classes when imported."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.pictures import jpeg
 CLASSES = [f"n{i:08d}" for i in range(NUM_CLASSES)]
 
 
-def test_the_same_images_give_torchvision_s_logits() -> None:
+def test_logits_are_those_of_torchvision() -> None:
     torch.manual_seed(0)
     reference = vgg19(weights=None).eval()
     state = checkpoint("vgg19", reference.state_dict(), CLASSES, "/imagenet")
@@ -46,7 +46,7 @@ def test_other_depths_have_the_same_layers(model: str, build: object) -> None:
         checkpoint("vgg19", state, CLASSES, "/imagenet")
 
 
-def test_the_program_writes_what_eval_takes(tmp_path: Path) -> None:
+def test_eval_reads_the_imported_checkpoint(tmp_path: Path) -> None:
     image = jpeg(60, 60)
     for name in CLASSES:
         (tmp_path / "data" / "val" / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""prepare_imagenet.py check: what is whole passes, and all that is wrong is named."""
+"""prepare_imagenet.py check: an intact set passes, and every fault is named."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ def release(official: Official) -> Release:
     return release_of(official)
 
 
-def test_a_whole_set(official: Official, release: Release) -> None:
+def test_an_intact_set(official: Official, release: Release) -> None:
     before = tree(official.root)
     done = checked(official.root, release)
     assert done.faults == []
@@ -41,20 +41,20 @@ def test_a_whole_set(official: Official, release: Release) -> None:
     assert "MD5" not in checked(official.root, release, md5=False).told
 
 
-def test_a_fake_is_refused(official: Official) -> None:
+def test_another_data_set_is_refused(official: Official) -> None:
     done = refused("check", official.root)
-    found = wrong(done)
+    faults = wrong(done)
     for name in (TRAIN, VAL, TEST, DEVKIT):
         md5 = hashlib.md5((official.root / name).read_bytes()).hexdigest()
         known = ILSVRC2012.md5[name]
-        assert f"{name} has the MD5 {md5} instead of {known}: download it again" in found
-    assert f"{TRAIN} has 79 images, not 1,281,167" in found
-    assert f"{VAL} has 40 images, not 50,000" in found
-    assert f"{TEST} has 5 images, not 100,000" in found
-    assert f"{len(found)} things are wrong with {official.root}" in done.stderr
+        assert f"{name} has the MD5 {md5} instead of {known}: download it again" in faults
+    assert f"{TRAIN} has 79 images, not 1,281,167" in faults
+    assert f"{VAL} has 40 images, not 50,000" in faults
+    assert f"{TEST} has 5 images, not 100,000" in faults
+    assert f"{len(faults)} things are wrong with {official.root}" in done.stderr
 
 
-def test_everything_wrong_is_named(official: Official, release: Release) -> None:
+def test_every_fault_is_named(official: Official, release: Release) -> None:
     size = (official.root / TRAIN).stat().st_size
     os.truncate(official.root / TRAIN, size // 2)
     val = dict(list(official.val.items())[:-1])
@@ -62,7 +62,7 @@ def test_everything_wrong_is_named(official: Official, release: Release) -> None
     (official.root / TEST).unlink()
     done = checked(official.root, release)
     last = list(official.val_wnids.values())[-1]
-    for part in (
+    for start in (
         f"{TRAIN} has the MD5 ",
         f"{VAL} has the MD5 ",
         f"{TRAIN} is cut short at byte {size // 2}, inside '",
@@ -70,7 +70,7 @@ def test_everything_wrong_is_named(official: Official, release: Release) -> None
         f"{VAL} holds 'ILSVRC2012_val_00000041.JPEG' (1 such), which {DEVKIT} does not label",
         f"{VAL} has another number of images of {last} (1, not 2)",
     ):
-        assert [line for line in done.faults if line.startswith(part)], part
+        assert [line for line in done.faults if line.startswith(start)], start
     assert "only a submission needs it" in done.told
 
 
@@ -94,27 +94,27 @@ def test_files_that_cannot_be_read(official: Official, release: Release) -> None
     (official.root / TRAIN).mkdir()
     (official.root / VAL).symlink_to("nowhere")
     (official.root / DEVKIT).write_bytes(b"no tar at all")
-    found = checked(official.root, release, md5=False).faults
-    assert f"{TRAIN} cannot be used: cannot read {official.root}/{TRAIN} (Is a dir" in found[1]
-    assert f"{VAL} cannot be used: cannot read {official.root}/{VAL} (No such file" in found[2]
-    assert f"{DEVKIT} cannot be used: {official.root}/{DEVKIT} is not a whole" in found[0]
+    faults = checked(official.root, release, md5=False).faults
+    assert f"{TRAIN} cannot be used: cannot read {official.root}/{TRAIN} (Is a dir" in faults[1]
+    assert f"{VAL} cannot be used: cannot read {official.root}/{VAL} (No such file" in faults[2]
+    assert f"{DEVKIT} cannot be used: {official.root}/{DEVKIT} is not a whole" in faults[0]
 
 
-def test_names_twice_and_numbers_of_images(official: Official, release: Release) -> None:
+def test_duplicate_names_and_numbers_of_images(official: Official, release: Release) -> None:
     first, second, third = official.classes[:3]
     official.train[first].popitem()
     official.train[second]["new.jpg"] = b""
     (official.root / TRAIN).write_bytes(nested(official.train | {"n9": {"a.jpg": b""}}))
     with tarfile.open(official.root / TRAIN, "a") as tar:
-        twice = tar_of({"a.jpg": b"", "b/a.jpg": b""})
+        duplicates = tar_of({"a.jpg": b"", "b/a.jpg": b""})
         member = tarfile.TarInfo(f"{third}.tar")
-        member.size = len(twice)
-        tar.addfile(member, io.BytesIO(twice))
-    found = checked(official.root, release, md5=False).faults
-    assert f"{TRAIN} holds {third}.tar twice" in found
-    assert f"{TRAIN} holds 'a.jpg' twice, in {third}.tar" in found
-    assert f"{TRAIN} has classes unknown to {DEVKIT}: n9" in found
-    (numbers,) = [line for line in found if "another number" in line]
+        member.size = len(duplicates)
+        tar.addfile(member, io.BytesIO(duplicates))
+    faults = checked(official.root, release, md5=False).faults
+    assert f"{TRAIN} holds {third}.tar twice" in faults
+    assert f"{TRAIN} holds 'a.jpg' twice, in {third}.tar" in faults
+    assert f"{TRAIN} has classes unknown to {DEVKIT}: n9" in faults
+    (numbers,) = [line for line in faults if "another number" in line]
     assert f"{first} (2, not 3), {second} (5, not 4)" in numbers
 
 
@@ -126,18 +126,18 @@ def test_folders(official: Official, release: Release, tmp_path: Path) -> None:
     shutil.copy(official.root / DEVKIT, folder)
     assert checked(folder, release).faults == []
     name, wnid = next(iter(official.val_wnids.items()))
-    other = next(one for one in official.classes if one != wnid)
+    other = next(name for name in official.classes if name != wnid)
     (folder / "val" / wnid / name).rename(folder / "val" / other / name)
     shutil.rmtree(folder / "train" / wnid)
     (folder / "test").mkdir()
-    found = checked(folder, release).faults
-    assert f"val has images in the folder of another class: {other}/{name}" in found
-    assert f"train lacks the classes {wnid}" in found
-    assert f"test cannot be used: {folder}/test has no image (.jpg .jpeg" in "\n".join(found)
+    faults = checked(folder, release).faults
+    assert f"val has images in the folder of another class: {other}/{name}" in faults
+    assert f"train lacks the classes {wnid}" in faults
+    assert f"test cannot be used: {folder}/test has no image (.jpg .jpeg" in "\n".join(faults)
     (folder / DEVKIT).unlink()
-    found = checked(folder, release).faults
-    assert "train has 19 classes, not 20" in found
-    (numbers,) = [line for line in found if line.startswith("val has another number")]
+    faults = checked(folder, release).faults
+    assert "train has 19 classes, not 20" in faults
+    (numbers,) = [line for line in faults if line.startswith("val has another number")]
     assert f"{wnid} (1, not 2)" in numbers
     assert f"{other} (3, not 2)" in numbers
 
@@ -148,7 +148,7 @@ def test_no_data_set(tmp_path: Path) -> None:
     assert "holds neither ILSVRC2012_img_train" in refused("check", tmp_path / "empty").stderr
 
 
-def test_what_is_known_of_imagenet() -> None:
+def test_the_known_facts_of_imagenet() -> None:
     """PAPER: 1 PNG, 22 CMYK."""
     assert sorted(map(len, ILSVRC2012.odd_images.values())) == [1, 1, 22]
     assert all(len(set(names)) == len(names) for names in ILSVRC2012.odd_images.values())

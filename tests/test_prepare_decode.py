@@ -1,4 +1,4 @@
-"""prepare_imagenet.py check --decode: odd and bad images are found, and compared with the known."""
+"""prepare_imagenet.py check --decode: odd and bad images are listed and compared with the known."""
 
 import os
 import signal
@@ -48,26 +48,26 @@ def test_kinds(kind: str) -> None:
     assert odd_kinds(ODD[kind], "n01440764_1.JPEG") == KINDS.get(kind, [])
 
 
-def test_a_name_that_is_right() -> None:
+def test_a_correct_name_is_not_odd() -> None:
     assert odd_kinds(ODD["png"], "a.PNG") == []
     assert odd_kinds(ODD["exif rotated"], "a.jpg") == ["EXIF orientation (ignored)"]
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_ones(kind: str) -> None:
+def test_unreadable_images(kind: str) -> None:
     with pytest.raises(BadImage):
         odd_kinds(BAD[kind], "n01440764_1.JPEG")
 
 
 def test_odd_images_of_a_set(tmp_path: Path) -> None:
     official = write_official(tmp_path / "official")
-    files, wnid = ODD, official.classes[7]
+    wnid = official.classes[7]
     odd = {
-        f"{wnid}_1.JPEG": files["cmyk"],
-        f"{wnid}_2.JPEG": files["png"],
-        f"{wnid}_3.JPEG": files["exif corrupt"],
-        f"{wnid}_4.JPEG": files["grey"],
-        f"{wnid}_5.JPEG": files["cmyk that is not inverted"],
+        f"{wnid}_1.JPEG": ODD["cmyk"],
+        f"{wnid}_2.JPEG": ODD["png"],
+        f"{wnid}_3.JPEG": ODD["exif corrupt"],
+        f"{wnid}_4.JPEG": ODD["grey"],
+        f"{wnid}_5.JPEG": ODD["cmyk that is not inverted"],
     }
     official.train[wnid] = odd
     (official.root / TRAIN).write_bytes(nested(official.train))
@@ -88,8 +88,8 @@ def test_odd_images_of_a_set(tmp_path: Path) -> None:
     assert f"{VAL}: 40 images decoded; odd ones: none" in done.told
 
     official.train[wnid] |= {
-        f"{wnid}_1.JPEG": files["exif corrupt"],
-        f"{wnid}_4.JPEG": files["cmyk"],
+        f"{wnid}_1.JPEG": ODD["exif corrupt"],
+        f"{wnid}_4.JPEG": ODD["cmyk"],
     }
     name, data = list(official.val.items())[5]
     official.val[name] = data[: len(data) // 2]
@@ -97,23 +97,23 @@ def test_odd_images_of_a_set(tmp_path: Path) -> None:
     (official.root / VAL).write_bytes(tar_of(official.val))
     folder = unpack(official, tmp_path / "folder")
     for root, train, val in ((official.root, TRAIN, VAL), (folder, "train", "val")):
-        found = checked(root, release, md5=False, decode=2).faults
-        assert len(found) == 2
-        assert found[0].startswith(f"{train} is not as distributed: of the 2 known as CMYK")
-        assert found[0].endswith(f"differ: {wnid}_1, {wnid}_4")  # more bad EXIF is no fault
+        faults = checked(root, release, md5=False, decode=2).faults
+        assert len(faults) == 2
+        assert faults[0].startswith(f"{train} is not as distributed: of the 2 known as CMYK")
+        assert faults[0].endswith(f"differ: {wnid}_1, {wnid}_4")  # more bad EXIF is no fault
         path = f"{root}/{val}{':' if val == VAL else '/'}{official.val_wnids[name]}/{name}"
-        assert found[1].startswith(f"{val} has the unreadable image {path} (")
+        assert faults[1].startswith(f"{val} has the unreadable image {path} (")
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes of multiprocessing below this one; others end while we look."""
+    """The descendants that multiprocessing started; others may end meanwhile."""
     try:
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in below}
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
     except OSError:
         return []
-    own = [child for child, line in lines.items() if b"multiprocessing" in line]
-    return own + [deeper for child in own for deeper in descendants(child)]
+    workers = [child for child, words in commands.items() if b"multiprocessing" in words]
+    return workers + [below for child in workers for below in descendants(child)]
 
 
 def running(pid: int) -> bool:
@@ -131,7 +131,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Official:
 
 @pytest.mark.parametrize("victim", ["the program", "a worker"])
 def test_a_killed_process(large: Official, victim: str) -> None:
-    """No worker stays, and nothing hangs."""
+    """No worker is left behind, and nothing hangs."""
     arguments = [PROGRAM, "check", str(large.root), "--decode", "--no-md5", "--workers", "2"]
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE

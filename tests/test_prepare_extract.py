@@ -1,4 +1,4 @@
-"""prepare_imagenet.py extract: the bytes of the tars after any interruption, nothing else."""
+"""prepare_imagenet.py extract: the bytes of the tars and nothing else, after any interruption."""
 
 import io
 import os
@@ -66,7 +66,7 @@ def test_one_split_beside_the_tars(official: Official, truth: dict[str, bytes]) 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(400_000)
     official = write_official(tmp_path / "official", 20, lambda seed: content[seed:])
-    out, left = tmp_path / "out", 0
+    out, num_unfinished = tmp_path / "out", 0
     arguments = [PROGRAM, "extract", str(official.root), str(out), "--workers", "2"]
     for finished in (1, 6, 13, 18):
         process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
@@ -74,14 +74,14 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for wnid, files in official.train.items():  # all of a class, or nothing
+        for wnid, files in official.train.items():  # a class is complete, or not there
             if (out / "train" / wnid).exists():
                 assert tree(out / "train" / wnid) == files
-        left += len(list(out.rglob(".*.part")))
-        for split in ("train", "val"):  # what is there is not taken for a data set
+        num_unfinished += len(list(out.rglob(".*.part")))
+        for split in ("train", "val"):  # nobody takes it for a data set
             with pytest.raises(UserError, match=r"is not whole, .* was interrupted"):
                 scan_folder(out, split)
-    assert left  # a class was being written at some kill
+    assert num_unfinished  # a class was being written at some kill
     prepare(*arguments[1:])
     truth = tree(unpack(official, tmp_path / "truth"))
     assert tree(out) == truth | {f"test/{name}": data for name, data in official.test.items()}
@@ -94,7 +94,7 @@ def folders(out: Path) -> int:
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C leaves at once, with a word."""
+    """Ctrl-C ends it at once, with one sentence."""
     content = np.random.default_rng(0).bytes(1_000_000)
     official = write_official(tmp_path / "official", 60, lambda seed: content[seed:])
     out = tmp_path / "out"
@@ -140,7 +140,7 @@ def test_nothing_is_overwritten(
     assert tree(out) == truth
 
 
-def test_a_tar_that_changed_meanwhile(official: Official, tmp_path: Path) -> None:
+def test_a_tar_that_changes_meanwhile(official: Official, tmp_path: Path) -> None:
     out, first = tmp_path / "out", official.classes[0]
     index = index_tar(official.root, "train")
     official.train[first] = {"another.JPEG": b"another"}
@@ -148,7 +148,7 @@ def test_a_tar_that_changed_meanwhile(official: Official, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="has changed since it was indexed"):
         write_splits(out, {"train": index}, num_workers=1)
     assert tree(out) == {f"train/{UNFINISHED}": b""}
-    prepare("extract", official.root, out)  # the kept scan is not believed
+    prepare("extract", official.root, out)  # the cached scan is not used
     assert tree(out / "train" / first) == {"another.JPEG": b"another"}
     official.train[first] = {"third.JPEG": b"third"}
     (official.root / TRAIN).write_bytes(nested(official.train))
@@ -159,14 +159,14 @@ def test_a_tar_that_changed_meanwhile(official: Official, tmp_path: Path) -> Non
 
 def test_a_damaged_tar(official: Official, tmp_path: Path) -> None:
     with tarfile.open(official.root / TRAIN) as tar:
-        every = tar.getmembers()
-    os.truncate(official.root / TRAIN, at := every[12].offset_data + 700)
+        members = tar.getmembers()
+    os.truncate(official.root / TRAIN, at := members[12].offset_data + 700)
     sentence = refused("extract", official.root, tmp_path / "out").stderr
-    assert f"is cut short at byte {at}, inside '{every[12].name}': 12 of its 20" in sentence
+    assert f"is cut short at byte {at}, inside '{members[12].name}': 12 of its 20" in sentence
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_are_twice_in_damaged_tars(official: Official, tmp_path: Path) -> None:
+def test_duplicate_names_in_damaged_tars(official: Official, tmp_path: Path) -> None:
     wnid, name = official.classes[2], "ILSVRC2012_val_00000003.JPEG"
     for tar, member, data in (
         (TRAIN, f"{wnid}.tar", tar_of({"a.JPEG": b"again"})),

@@ -1,4 +1,4 @@
-"""prepare_imagenet.py mean: what is averaged, in either layout, by any number of processes."""
+"""prepare_imagenet.py mean: the mean of either layout, by any number of processes."""
 
 import io
 import json
@@ -62,9 +62,9 @@ def test_literal_mean_and_covariance(official: Official, tmp_path: Path) -> None
     np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, facts["covariance"])
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)
     assert ((vectors * COLOUR_VECTORS).sum(0) >= 0).all()
-    # [16]'s values as in use: of colours in 0..1, times 255.
-    ones = np.linalg.eigvalsh(np.cov(colours / 255, rowvar=False))[::-1]
-    np.testing.assert_allclose(facts["colour_values"], 255 * ones, rtol=0.01)
+    # The usual values of [16]: of colours in 0..1, times 255.
+    eigenvalues = np.linalg.eigvalsh(np.cov(colours / 255, rowvar=False))[::-1]
+    np.testing.assert_allclose(facts["colour_values"], 255 * eigenvalues, rtol=0.01)
     row = next(line for line in done.stdout.splitlines() if "divided by 255" in line)
     np.testing.assert_allclose(list(map(float, row.split()[3:])), facts["colour_values"], atol=1e-4)
     assert re.search(r"COLOUR_VALUES \(\[16\]\) +55.4600 +4.7940 +1.1480\n", done.stdout)
@@ -72,14 +72,14 @@ def test_literal_mean_and_covariance(official: Official, tmp_path: Path) -> None
 
 def test_any_layout_and_number_of_processes(official: Official, tmp_path: Path) -> None:
     folder = unpack(official, tmp_path / "folder")
-    found = [
+    results = [
         statistics(scan_folder(root, "train"), crop=CROP, scale=SCALE, num_workers=n, skip=False)
         for root, n in ((official.root, 1), (official.root, 3), (folder, 2))
     ]
-    for other in found[1:]:
-        assert np.array_equal(other.mean, found[0].mean)
-        assert np.array_equal(other.covariance, found[0].covariance)
-        assert other.num_images == found[0].num_images == 79
+    for other in results[1:]:
+        assert np.array_equal(other.mean, results[0].mean)
+        assert np.array_equal(other.covariance, results[0].covariance)
+        assert other.num_images == results[0].num_images == 79
 
 
 def test_nothing_is_overwritten(official: Official, tmp_path: Path) -> None:

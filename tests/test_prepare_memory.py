@@ -1,4 +1,4 @@
-"""Peak memory of every command is flat in the number of images."""
+"""The peak memory of every command does not grow with the number of images."""
 
 import struct
 from pathlib import Path

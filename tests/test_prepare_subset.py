@@ -26,7 +26,7 @@ def roots(official: Official, tmp_path: Path) -> list[Path]:
 
 
 def first(official: Official, wanted: Callable[[int], int], classes: int = 20) -> dict[str, bytes]:
-    """The first wanted(place of the class) images of the first classes, by name."""
+    """The first wanted(k) images of each class k of the first classes, by name."""
     chosen = {}
     for place, wnid in enumerate(official.classes[:classes]):
         val = sorted(name for name, other in official.val_wnids.items() if other == wnid)
@@ -44,7 +44,7 @@ def test_classes(official: Official, roots: list[Path], tmp_path: Path) -> None:
         assert tree(out) == first(official, lambda _: 99, 3)
         assert f"type data=folder data.root={out}" in done.stdout
         assert scan_folder(out, "train").classes == official.classes[:3]
-    prepare("subset", roots[0], out, "--classes", 5)  # more of it, beside what is there
+    prepare("subset", roots[0], out, "--classes", 5)  # more classes, beside those that are there
     assert tree(out) == first(official, lambda _: 99, 5)
     sentence = refused("subset", roots[0], out, "--classes", 4).stderr
     assert f"{out}/train/{official.classes[4]} (and 1 more) is not what" in sentence
@@ -69,14 +69,14 @@ def test_amounts(
 ) -> None:
     truth = first(official, wanted, classes)
     for root in roots:
-        found = {}
+        images = {}
         for split in ("train", "val"):
             index = subset_index(root, split, **amounts)
             assert index.classes == official.classes[:classes]
             for i, name in enumerate(index.names.tolist()):
                 wnid = index.classes[index.labels[i]]
-                found[f"{split}/{wnid}/{name.decode()}"] = index.read(i)
-        assert found == truth
+                images[f"{split}/{wnid}/{name.decode()}"] = index.read(i)
+        assert images == truth
 
 
 def test_refused(official: Official, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`reproduce.py all` on made-up tars, killed and typed again, to the finished report."""
+"""`reproduce.py all` on made-up tars, killed and run again, up to the finished report."""
 
 import random
 import shutil
@@ -29,7 +29,7 @@ LOADER = ["loader=torchvision", "loader.workers=0"]  # the fastest for so few im
 
 @dataclass(eq=False)
 class Program:
-    """One of those that reproduce.py runs, as a fork."""
+    """A program that reproduce.py runs, as a fork."""
 
     forks: Forks
     free: Queue[Forks]
@@ -41,7 +41,7 @@ class Program:
         return status
 
     def kill(self, job: Job) -> None:
-        """Kill it while it runs: training after some step, a test at some time."""
+        """Kill it while it runs: training after a random step, a test at any time."""
         step = random.Random(job.name).randint(1, STEPS - 1)
         while self.forks.alive() and job.program == "train.py":
             lines = read_json_lines(job.folder / "metrics.jsonl")
@@ -53,7 +53,7 @@ class Program:
 
 @dataclass
 class Machine:
-    """Starts programs in place of a Launcher, some at a time, and kills some of them."""
+    """Starts programs in place of a Launcher, a few at a time, and kills some of them."""
 
     logs: Path
     free: Queue[Forks]
@@ -101,21 +101,21 @@ def command(folder: Path) -> list[str]:
     return [arguments[0], "--launcher=slurm", *arguments[1:]]  # what can run at once does
 
 
-def test_everything_killed_and_typed_again(
+def test_everything_is_killed_and_run_again(
     machine: Machine, command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.kills = True
     with pytest.raises(SystemExit):
         reproduce.main(command)
-    told = capsys.readouterr().err
-    assert told.count("failed (exit status -9)") == len(machine.killed) > 3
+    stderr = capsys.readouterr().err
+    assert stderr.count("failed (exit status -9)") == len(machine.killed) > 3
     assert rehearsal.unfilled(folder / "results")
     first, machine.kills = len(machine.started), False
     reproduce.main(command)
     again = machine.started[first:]
     assert {job.folder for job in again} == {job.folder for job in machine.killed}
     assert rehearsal.unfilled(folder / "results") == []
-    # A run that was killed and went on is like one that was not.
+    # A run that was killed and resumed equals an undisturbed one.
     job = next(job for job in machine.killed if job.program == "train.py")
     undisturbed = folder / "undisturbed" / job.folder.name
     arguments = [word for word in job.arguments if not word.startswith("runs=")]
@@ -129,9 +129,9 @@ def test_the_report_names_the_data_and_what_was_changed(folder: Path) -> None:
     page = (folder / "results" / "README.md").read_text()
     assert 'Table 7: several models together – SCALED DOWN, on images of "rehearsal"' in page
     assert "say, but batch_size=16, data.crop=32, model.fc=[16, 16]." in page
-    sessions = [each for run in load(folder / "results") for each in run.sessions]
+    sessions = [session for run in load(folder / "results") for session in run.sessions]
     assert sessions
-    assert not any(str(folder / "rehearsal") in each.command for each in sessions)
+    assert not any(str(folder / "rehearsal") in session.command for session in sessions)
 
 
 def test_nothing_is_left_to_do_and_a_foreign_folder_is_refused(

@@ -1,4 +1,4 @@
-"""The real reproduce.py: what it plans, runs, reuses, and does when something fails."""
+"""The real reproduce.py: what it plans, runs and reuses, and what it does when something fails."""
 
 import os
 import re
@@ -43,8 +43,8 @@ def test_dry_run_of_all_lists_every_run_and_does_nothing(
     assert len(tests) == len(set(tests)) == 10 + 7 + 1  # ten views, dense, the ensemble
     assert "python scripts/reproduce.py analysis" in out
     # 80 epochs of 1,281,167 images at 350 a second.
-    told = "# a-relu-imagenet-seed0: to do, 102,493,360 images, 81.34 GPU hours ["
-    assert any(line.startswith(told) for line in lines)
+    expected = "# a-relu-imagenet-seed0: to do, 102,493,360 images, 81.34 GPU hours ["
+    assert any(line.startswith(expected) for line in lines)
     assert re.search(r"No throughput measured for B, B\+3, B\+6, B\+9, C, small30:", out)
     assert list(tmp_path.iterdir()) == []
 
@@ -58,9 +58,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(small: Path, tmp_path: Path
         while process.poll() is None and not metrics(first):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert "the same command goes on" in told
+    assert "the same command goes on" in stderr
     assert (first / "checkpoints" / "last.pt").exists()
     assert not (tmp_path / "runs" / "scaled-fig3-xavier-folder-seed0").exists()
     out = run_program(*asked, "--steps=500", "--dry-run", *more).stdout
@@ -71,7 +71,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(small: Path, tmp_path: Path
 
 
 def test_cluster_jobs_wait_for_what_they_need(tmp_path: Path, small: Path) -> None:
-    """A stand-in for sbatch notes its arguments, and fails for the runs with ReLU."""
+    """A stand-in for sbatch records its arguments, and fails for the runs with ReLU."""
     (tmp_path / "bin").mkdir()
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.write_text(
@@ -158,7 +158,7 @@ def test_refusals(
     with pytest.raises(SystemExit) as left:
         main([arguments[0], *places(tmp_path), *arguments[1:]])
     assert left.value.code == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert sentence in told
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert sentence in stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What reproduce.py says a plan costs: hours, from speeds that were measured."""
+"""What a plan costs according to reproduce.py: hours, from measured speeds or by arithmetic."""
 
 import json
 import re
@@ -39,24 +39,24 @@ def test_hours_of_dense_tests(tmp_path: Path) -> None:
     file = tmp_path / "dense.json"
     file.write_text(json.dumps({"rows": rows}))
     jobs = plan(Request(["table4"], runs=tmp_path))
-    told = cost_table(jobs, given_rates(["A=350", str(file)]), Launcher())
+    text = cost_table(jobs, given_rates(["A=350", str(file)]), Launcher())
     # 50,000 images at each scale.
     each = 50_000 * (1 / 100 + 1 / 50 + 1 / 25) / 3600
-    assert told.count(f": to do, 150,000 images, {each:.2f} GPU hours") == 2
-    assert f"2 dense tests take about {2 * each:.1f} GPU hours." in told
+    assert text.count(f": to do, 150,000 images, {each:.2f} GPU hours") == 2
+    assert f"2 dense tests take about {2 * each:.1f} GPU hours." in text
     assert "dense tests" not in cost_table(jobs, given_rates(["A=350", "A@256=100"]), Launcher())
 
 
-def test_hours_by_arithmetic_and_who_wants_a_job(tmp_path: Path) -> None:
+def test_hours_by_arithmetic_and_the_targets_of_a_job(tmp_path: Path) -> None:
     jobs = plan(Request(["table4", "table5"], runs=tmp_path))
-    told = cost_table(jobs, {}, Launcher(), card="A100").splitlines()
+    text = cost_table(jobs, {}, Launcher(), card="A100").splitlines()
     # 80 epochs of model A: three times 19.06 billion multiply-adds an image, at 40 % of 312e12 / 2.
     hours = 80 * 1_281_167 * 3 * 19.06e9 / (0.4 * 312e12 / 2) / 3600
-    [line] = [line for line in told if line.startswith("# a-prelu") and "102,493,360" in line]
-    found = re.search(r", ([\d.]+) GPU hours by arithmetic \[table4, table5\]", line)
-    assert found
-    assert float(found[1]) == pytest.approx(hours, rel=1e-3)
-    assert any("not by measurement: 40% of the 312 TFLOP/s" in line for line in told)
+    [line] = [line for line in text if line.startswith("# a-prelu") and "102,493,360" in line]
+    match = re.search(r", ([\d.]+) GPU hours by arithmetic \[table4, table5\]", line)
+    assert match
+    assert float(match[1]) == pytest.approx(hours, rel=1e-3)
+    assert any("not by measurement: 40% of the 312 TFLOP/s" in line for line in text)
     measured = cost_table(jobs, given_rates(["A=350"]), Launcher())
     assert re.search(r"# a-prelu.* 81\.34 GPU hours \[table4, table5\]", measured)
 

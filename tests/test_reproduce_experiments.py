@@ -1,4 +1,4 @@
-"""configs/experiment/: a file for each training run, and what its head comment says."""
+"""configs/experiment/: one file for each training run, with a head comment."""
 
 import re
 from pathlib import Path
@@ -48,16 +48,16 @@ def test_names_and_validity(configs: dict[str, TrainConfig]) -> None:
         assert config.name == f"{name}-{config.data.name}-seed0"
 
 
-def test_head_comments_tell_the_truth(configs: dict[str, TrainConfig]) -> None:
+def test_head_comments_are_correct(configs: dict[str, TrainConfig]) -> None:
     for name in FULL:
         config, text = configs[name], (FOLDER / f"{name}.yaml").read_text()
-        found = describe(config.model, config.act, config.init, 1000, config.data.crop)
+        network = describe(config.model, config.act, config.init, 1000, config.data.crop)
         epochs, images, cost = re.search(  # type: ignore[union-attr]
             r"# Cost: +(\d+) epochs, ([\d,]+) images; (\S+) multiply-adds", text
         ).groups()
         assert int(epochs) == config.epochs
         assert int(images.replace(",", "")) == config.epochs * 1_281_167
-        assert float(cost) == pytest.approx(found.multiply_adds, rel=1e-3)
+        assert float(cost) == pytest.approx(network.multiply_adds, rel=1e-3)
         assert f"python train.py experiment={name} " in text
         for table in ERROR_TABLES:
             for row in table.rows:

@@ -1,4 +1,4 @@
-"""The real scripts/slurm on a real SLURM: jobs that are stopped come back, and nothing is lost."""
+"""The real scripts/slurm on a real SLURM: stopped jobs resume, and nothing is lost."""
 
 import json
 import os
@@ -56,20 +56,20 @@ def is_state(*states: str) -> Callable[[dict[str, str]], bool]:
 
 
 def processes(name: str) -> list[int]:
-    """The pids of the train.py of a run, not of what started them."""
-    found = []
+    """The process ids of a run's train.py, not of its launchers."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode().split("\0")
         except OSError:  # it has ended
             continue
         if Path(words[0]).name.startswith("python") and f"name={name}" in words:
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
 def until_trained(folder: Path) -> list[int]:
-    """Wait for the first line of metrics, of step 7; the run's processes."""
+    """Wait for the first line of metrics, of step 7; returns the run's process ids."""
     end = time.monotonic() + 300
     pids: list[int] = []
     while not metrics(folder):
@@ -80,9 +80,9 @@ def until_trained(folder: Path) -> list[int]:
 
 
 def released(cluster: Cluster, job: str, **changes: str) -> dict[str, str]:
-    """The job at its end, after it was requeued once; a pause of two minutes is cut short.
+    """The job at its end, after one requeue, whose pause of two minutes is cut short.
 
-    Not to nothing: slurmd refuses to start what it has killed in the same second.
+    Not to zero: slurmd refuses to start a job that it killed in the same second.
     """
     waiting = cluster.wait(job, is_state("PENDING"))
     assert waiting["Restarts"] == "1"
@@ -245,7 +245,7 @@ time.sleep(300)
 
 @pytest.fixture
 def stuck(tmp_path: Path) -> Path:
-    """A repository whose train.py gets nowhere."""
+    """A repository whose train.py makes no progress."""
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     (tmp_path / "train.py").write_text(STUCK)
     return tmp_path
@@ -266,7 +266,7 @@ def test_a_program_that_does_not_listen_is_requeued_before_its_time_is_up(
     cluster.call("scancel", job)
 
 
-def test_a_job_that_gets_nowhere_gives_up(cluster: Cluster, submit: Submit, stuck: Path) -> None:
+def test_a_job_without_progress_gives_up(cluster: Cluster, submit: Submit, stuck: Path) -> None:
     job = submit("train.sbatch", options=PART, where=stuck)
     for session in range(1, 4):
         cluster.wait(job, lambda _, n=session: output(cluster, job).count("started") == n)

@@ -1,11 +1,11 @@
 """The mean image of a training set (Sec. 3), and the covariance of its colours ([16]).
 
-Both are of the centre crops that validation sees: every image counts alike whatever its size, and
-one pass over the images is enough. Sums are integers, so the result does not depend on how the
-images were divided among processes.
+Both are of the centre crops that validation sees: every image counts alike, whatever its size, and
+one pass is enough. Sums are integers, so the result does not depend on how the images were divided
+among processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -25,10 +25,10 @@ Sums = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the centre crops, S x S pixels, of N images; RGB, pixel values 0..255."""
+    """Of the centre crops, S x S pixels, of the images; RGB, pixel values 0..255."""
 
     num_images: int
-    unreadable: list[str]  # paths of the images that are left out
+    unreadable: list[str]  # the images left out, each as "path (reason)"
     mean: Floats  # [S, S, 3]
     covariance: Floats  # [3, 3] of the colours of all pixels
 
@@ -40,7 +40,7 @@ class Statistics:
     def principal_colours(self) -> tuple[Floats, Floats]:
         """Eigenvalues [3] of the covariance, largest first, and eigenvectors, columns of [3, 3].
 
-        An eigenvector's sign is arbitrary: here it is that of COLOUR_VECTORS.
+        The sign of an eigenvector is arbitrary; ours follow COLOUR_VECTORS.
         """
         values, vectors = np.linalg.eigh(self.covariance)
         values, vectors = values[::-1], vectors[:, ::-1]
@@ -53,34 +53,28 @@ class _Sums:
 
     pixels: Sums  # [S, S, 3]
     products: Sums  # [3, 3] of the channels, over all pixels
-    num_images: int
-    unreadable: list[str]  # paths and reasons
+    num_images: int = 0
+    unreadable: list[str] = field(default_factory=list)
 
-    @classmethod
-    def zero(cls, crop: int) -> "_Sums":
-        return cls(np.zeros((crop, crop, 3), np.int64), np.zeros((3, 3), np.int64), 0, [])
 
-    def add(self, other: "_Sums") -> None:
-        self.pixels += other.pixels
-        self.products += other.products
-        self.num_images += other.num_images
-        self.unreadable += other.unreadable
+def _zero(crop: int) -> _Sums:
+    return _Sums(np.zeros((crop, crop, 3), np.int64), np.zeros((3, 3), np.int64))
 
 
 def _sum_crops(index: ImageIndex, rows: range, *, crop: int, scale: int, skip: bool) -> _Sums:
     """Sums over these images of the index; for data.prepare.pool."""
-    sums = _Sums.zero(crop)
-    centre = centre_draws(np.zeros(1, np.int64), scale).positions[0]
+    sums = _zero(crop)
+    centre = centre_draws(np.zeros(1, np.int64), scale)
     for i in rows:
         try:
-            image = show(index.read(i), scale=scale, position=centre, flip=False, crop=crop)
+            image = show(index.read(i), centre, 0, crop=crop)
         except (BadImage, OSError) as error:
-            path = f"{index.path(i)} ({reason(error)})"
+            unreadable = f"{index.path(i)} ({reason(error)})"
             if not skip:
                 raise UserError(
-                    f"cannot read image {path}: replace the file, or leave it out with --skip"
+                    f"cannot read image {unreadable}: replace the file, or leave it out with --skip"
                 ) from error
-            sums.unreadable.append(path)
+            sums.unreadable.append(unreadable)
             continue
         channels = image.reshape(-1, 3).T.astype(np.int64)
         sums.pixels += image
@@ -95,25 +89,28 @@ def statistics(
     """Mean and covariance over the centre crops of all images, by `num_workers` processes.
 
     crop: side of the crops; scale: shorter side of the resized images. skip: leave out images that
-    cannot be read. Raises UserError for such an image otherwise, and if no image is left.
+    cannot be read; without it they raise UserError, as does having no image left.
     """
     work = partial(_sum_crops, crop=crop, scale=scale, skip=skip)
-    total = _Sums.zero(crop)
+    total = _zero(crop)
     for sums in over_images(work, index, num_workers=num_workers, title="mean image"):
-        for path in sums.unreadable:
-            tqdm.write(f"left out: {path}")
-        total.add(sums)
+        total.pixels += sums.pixels
+        total.products += sums.products
+        total.num_images += sums.num_images
+        total.unreadable += sums.unreadable
+        for unreadable in sums.unreadable:
+            tqdm.write(f"left out: {unreadable}")
     if not total.num_images:
         raise UserError("there is no image to take the mean of")
-    num_pixels = total.num_images * crop * crop
-    colour = total.pixels.sum((0, 1)) / num_pixels
-    covariance = total.products / num_pixels - np.outer(colour, colour)
+    num_pixels = total.num_images * crop**2
+    channel_mean = total.pixels.sum((0, 1)) / num_pixels
+    covariance = total.products / num_pixels - np.outer(channel_mean, channel_mean)
     mean = total.pixels / total.num_images
     return Statistics(total.num_images, total.unreadable, mean, covariance)
 
 
 def to_json(result: Statistics, scale: int, fingerprint: str) -> dict[str, object]:
-    """What is written beside the mean image, as plain values."""
+    """The JSON file beside the mean image, as plain values."""
     values, vectors = result.principal_colours()
     return {
         "num_images": result.num_images,
@@ -132,8 +129,7 @@ def to_json(result: Statistics, scale: int, fingerprint: str) -> dict[str, objec
 def table(result: Statistics) -> str:
     """Mean colour and principal colours, beside the constants that training uses.
 
-    The usual values of [16] have the size of eigenvalues for colours in 0..1, times 255: those of
-    the covariance here, divided by 255.
+    The usual values of [16] are eigenvalues for colours in 0..1, times 255: ours, divided by 255.
     """
     values, vectors = result.principal_colours()
     rows = [

@@ -1,4 +1,4 @@
-"""Images that are not what their name says, or not plain RGB: which there are, and of what kind.
+"""Finds images that are not what their name says, or not plain RGB, and says of what kind they are.
 
 Pillow judges, as in data/decoding.py: both loaders show these images as Pillow does.
 """
@@ -16,7 +16,7 @@ from data.prepare.release import BAD_EXIF, CMYK
 from data.sources.index import ImageIndex
 
 GREY, TURNED = "greyscale", "EXIF orientation (ignored)"
-COMMON = (GREY, TURNED)  # too many to be listed image by image
+COMMON = (GREY, TURNED)  # too many to list each image
 
 _FORMAT_OF = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 _KIND_OF_MODE = {
@@ -28,7 +28,7 @@ _KIND_OF_MODE = {
 
 @dataclass(frozen=True)
 class OddImage:
-    """An image that is odd in some ways, or cannot be read."""
+    """An image that is odd in some way, or cannot be read."""
 
     path: str
     kinds: list[str]
@@ -36,20 +36,20 @@ class OddImage:
 
 
 def odd_images(index: ImageIndex, rows: range) -> list[OddImage]:
-    """The odd ones among these images of the index; for data.prepare.pool."""
-    odd = []
+    """The odd images in these rows of the index; for data.prepare.pool."""
+    images = []
     for i in rows:
         path = index.path(i)
         try:
             if kinds := odd_kinds(index.read(i), path):
-                odd.append(OddImage(path, kinds))
+                images.append(OddImage(path, kinds))
         except (BadImage, OSError) as error:
-            odd.append(OddImage(path, [], unreadable=reason(error)))
-    return odd
+            images.append(OddImage(path, [], unreadable=reason(error)))
+    return images
 
 
 def odd_kinds(data: bytes, name: str) -> list[str]:
-    """In what ways an encoded image of this name is odd. Decodes all of it; raises BadImage."""
+    """In what ways an encoded image of this name is odd. Decodes it whole; raises BadImage."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         decode_rgb(data)

@@ -1,4 +1,4 @@
-"""Work on all images of an index by several processes, with results in order of the index."""
+"""Runs a function over all images of an index in several processes; results keep its order."""
 
 import multiprocessing
 import os
@@ -20,22 +20,22 @@ T = TypeVar("T")
 Work = Callable[[ImageIndex, range], T]
 
 _ROWS = 64  # images in a task
-_AHEAD = 3  # tasks in flight for each process
+_AHEAD = 3  # tasks in flight for each process: a slow one must not let results pile up
 
 _work: tuple[Work[Any], ImageIndex]  # of this worker process
 
 
 def over_images(work: Work[T], index: ImageIndex, *, num_workers: int, title: str) -> Iterator[T]:
-    """work(index, rows) for one range of rows after the other, in `num_workers` processes.
+    """Yields work(index, rows) for consecutive ranges of rows, from `num_workers` processes.
 
-    The ranges do not depend on the number of processes. `title` is shown by the progress bar.
-    Raises what `work` raises, and UserError if a process dies.
+    The ranges do not depend on the number of processes. The progress bar shows `title`. Raises
+    what `work` raises, and UserError if a process dies.
     """
-    # As for the torchvision loader: a fork of this process could inherit locks that are held.
+    # As in the torchvision loader: a fork of this process could inherit locks that are held.
     context = multiprocessing.get_context("forkserver")
     function = getattr(work, "func", work)  # of a partial, whose own module is functools
     context.set_forkserver_preload([function.__module__])
-    ranges = (range(a, min(a + _ROWS, len(index))) for a in range(0, len(index), _ROWS))
+    ranges = (range(len(index))[a : a + _ROWS] for a in range(0, len(index), _ROWS))
     pending: deque[tuple[range, Future[T]]] = deque()
     with (
         tqdm(total=len(index), desc=title, unit="img", disable=None) as bar,
@@ -66,7 +66,7 @@ def _start(work: Work[T], index: ImageIndex) -> None:
 
 
 def _exit_with_main_process() -> None:
-    """However it dies: a worker that waits for its next task would wait forever."""
+    """However that dies: a worker that waits for its next task would wait forever."""
     main = multiprocessing.parent_process()
     if main is not None:
         wait([main.sentinel])

@@ -1,4 +1,4 @@
-"""What all benchmarks share: options from the command line, timing, and how rows are printed."""
+"""What all benchmarks share: command-line options, timing, and printing of rows."""
 
 import json
 import time
@@ -24,7 +24,7 @@ def _positive(text: str) -> int:
 
 
 def option(default: Any, text: str, **how: Any) -> Any:
-    """A field that is an option on the command line; `how` as for add_argument."""
+    """A field that is an option on the command line; `how`: arguments of add_argument."""
     if isinstance(default, int | tuple) and not isinstance(default, bool):
         how |= {"type": _positive, "nargs": "+" if isinstance(default, tuple) else None}
     return field(default=default, metadata={"help": text, **how})
@@ -32,7 +32,7 @@ def option(default: Any, text: str, **how: Any) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of results: one way to do the work; subclasses add the numbers."""
+    """Results of one way to do the work; subclasses add the numbers."""
 
     path: str
 
@@ -41,7 +41,7 @@ class Row:
 class Benchmark(ABC):
     """The options of a benchmark, and what it measures."""
 
-    paths: ClassVar[dict[str, str]]  # what each path of the rows is
+    paths: ClassVar[dict[str, str]]  # path of a row -> what it is
 
     rounds: int = option(3, "measurements of each path")
 
@@ -58,19 +58,16 @@ class Benchmark(ABC):
     def as_table(self, rows: Sequence[Row]) -> str:
         """The options, an empty line, the names of the columns, and a line for each row."""
         options = ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value)
-        names = [each.name for each in fields(rows[0])]
-        lines = [names, *([_cell(value) for value in asdict(row).values()] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        about = ["", *(self.paths[row.path] for row in rows)]
-        text = [options, ""]
-        for (path, *numbers), words in zip(lines, about, strict=True):
+        table = [[column.name for column in fields(rows[0])]]
+        for row in rows:
+            table.append(["" if value is None else str(value) for value in asdict(row).values()])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        notes = ["", *(self.paths[row.path] for row in rows)]
+        lines = [options, ""]
+        for (path, *numbers), note in zip(table, notes, strict=True):
             padded = [n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True)]
-            text.append("  ".join([path.ljust(widths[0]), *padded, words]).rstrip())
-        return "\n".join(text)
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else str(value)
+            lines.append("  ".join([path.ljust(widths[0]), *padded, note]).rstrip())
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +84,20 @@ class NetworkBenchmark(Benchmark):
 
 def add_options(parser: ArgumentParser, kind: type[Benchmark]) -> None:
     """Add the options of a benchmark to its command."""
-    for each in fields(kind):
-        if each.metadata:
-            parser.add_argument(f"--{each.name}", default=each.default, **each.metadata)
+    for field_ in fields(kind):
+        if field_.metadata:
+            parser.add_argument(f"--{field_.name}", default=field_.default, **field_.metadata)
 
 
 def now() -> float:
-    """Seconds, once the GPU has done all its work."""
+    """The clock in seconds, once the GPU has done all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds_of(run: Callable[[], object], count: int = 1) -> float:
-    """Seconds that `count` calls take, the GPU's work included."""
+    """Seconds that `count` calls take, including the GPU's work."""
     start = now()
     for _ in range(count):
         run()
@@ -123,16 +120,16 @@ class Timing:
         return rounded((max(self.seconds) - min(self.seconds)) / self.median, 2)
 
     def speed_over(self, other: "Timing") -> float:
-        """How many times as fast as another path, the median of the rounds."""
+        """How many times as fast as another path, median of the rounds."""
         pairs = zip(other.seconds, self.seconds, strict=True)
-        return rounded(median(theirs / own for theirs, own in pairs), 3)
+        return rounded(median(theirs / ours for theirs, ours in pairs), 3)
 
 
 def time_in_turns(paths: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
     """The seconds of each path in `rounds` rounds; each path returns its own.
 
-    Paths take turns: other programs slow all of them down alike, so that ratios of a round hold on
-    a busy machine too.
+    Paths take turns, so that other programs slow all of them down alike and the ratios within a
+    round hold on a busy machine too.
     """
     results = [{path: measure() for path, measure in paths.items()} for _ in range(rounds)]
     return {path: Timing([result[path] for result in results]) for path in paths}

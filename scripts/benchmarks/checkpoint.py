@@ -1,18 +1,17 @@
 """Training time lost to a checkpoint that is written in the background, or with training waiting.
 
-The real loop, step and save, on one batch of random data. Stretches of steps with and without a
-checkpoint alternate. A stretch lasts until the checkpoint is on disk: what the write takes from the
-steps beside it (cores, memory, bus) counts as lost, too.
+The trainer's own steps and saves, on one batch of random data. Stretches of steps with and without
+a checkpoint alternate. A stretch lasts until the checkpoint is on disk: what the write takes from
+the steps beside it (cores, memory, bus) counts as lost, too.
 """
 
-import sys
+import itertools
 import time
-from collections.abc import Generator
-from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -20,13 +19,13 @@ import torch
 from common.errors import refusing
 from configs.schema import TrainConfig
 from configs.store import compose_config
-from data.loading import Batch, OnEvent
+from data.loading import Batch
 from data.sources.index import Dataset, ImageIndex
 from engine.checkpoint import State
 from engine.distributed import World
+from engine.log import Log
 from engine.parallel import open_parallel
 from engine.precision import set_precision
-from engine.progress import ValErrors
 from engine.step import TrainingStep
 from engine.trainer import Trainer
 from models.describe import describe
@@ -38,10 +37,9 @@ from scripts.benchmarks.benchmark import (
     now,
     option,
     rounded,
+    seconds_of,
 )
 from scripts.benchmarks.train import random_batch, training_step
-
-_IMAGES_PER_CLASS = 1281  # as in ImageNet
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class CheckpointRow(Row):
 
     model: str
     seconds_lost: float  # of training
-    seconds_held: float  # while the loop stands still
+    seconds_held: float  # while training waits
     seconds_to_disk: float
     gigabytes: float
 
@@ -83,19 +81,19 @@ class CheckpointBenchmark(NetworkBenchmark):
         """One row for each path. The first checkpoint, which allocates memory, does not count.
 
         Raises UserError for a precision that the device cannot do, a crop too small for the model,
-        or a disk that is full.
+        or a full disk.
         """
         precision = set_precision(self.precision, torch.device(self.device))
-        config = self._config(asynchronous=False)
+        config = self._config("sync")
         with refusing(ValueError):  # a crop too small for the network
             describe(config.model, config.act, config.init, NUM_CLASSES, self.crop)
         step = training_step(config, precision, self.batch)
-        batch = random_batch(self.batch, self.crop)  # training on another one may diverge
+        batch = random_batch(self.batch, self.crop)  # the same in all steps: others might diverge
         rows = []
         for path in self.paths:
-            config = self._config(asynchronous=path == "async")
             with TemporaryDirectory(prefix="benchmark-", dir=self.folder) as folder:
-                saves = self._train(config, step, batch, folder=Path(folder))
+                trainer = _open_trainer(self._config(path), step, Path(folder))
+                saves = self._save(trainer, batch)
                 size = (Path(folder) / "checkpoints" / "last.pt").stat().st_size
             lost, held, to_disk = np.median(saves, axis=0).round(3).tolist()
             rows.append(
@@ -103,75 +101,65 @@ class CheckpointBenchmark(NetworkBenchmark):
             )
         return rows
 
-    def _config(self, asynchronous: bool) -> TrainConfig:
-        choices = [f"model={self.model}", f"batch_size={self.batch}", "log_every=1000000000"]
-        choices += ["checkpoint.every_steps=0", f"checkpoint.asynchronous={asynchronous}"]
-        return compose_config(choices, TrainConfig)
+    def _config(self, path: str) -> TrainConfig:
+        keys = [f"model={self.model}", f"batch_size={self.batch}"]
+        keys.append(f"checkpoint.asynchronous={path == 'async'}")
+        return compose_config(keys, TrainConfig)
 
-    def _train(
-        self, config: TrainConfig, step: TrainingStep, batch: Batch, *, folder: Path
-    ) -> list[Save]:
-        """Run the loop; returns what the checkpoint of each round cost."""
-        saves: list[Save] = []
-
-        def batches(_start: int, _stop: int, _on_event: OnEvent) -> Generator[Batch]:
-            yield from [batch, batch]
-            run.save("last.pt")
-            run.writer.wait()
-            yield batch
+    def _save(self, trainer: "_TimedTrainer", batch: Batch) -> list[Save]:
+        """What the checkpoint of each round cost."""
+        train_one_step = partial(trainer.train_one_step, itertools.repeat(batch))
+        saves = []
+        with trainer.writer:
+            seconds_of(train_one_step, 2)  # warm-up
+            trainer.save("last.pt")
+            trainer.writer.wait()
+            train_one_step()
             for _ in range(self.rounds):
-                begin = now()
-                yield from [batch] * self.steps
-                each, begin, done = (now() - begin) / self.steps, now(), 0
-                run.save("last.pt")
-                while done < self.steps or not run.on_disk:
-                    yield batch
-                    done += 1
-                saves.append(Save(now() - begin - done * each, run.held, run.on_disk))
-            raise _AllMeasured
-
-        def no_validation(_on_event: OnEvent) -> ValErrors:
-            raise _AllMeasured
-
-        (folder / "checkpoints").mkdir()
-        world, network = World(0, 1, step.precision.device), step.network
-        assert isinstance(network, Network)
-        run = _TimedRun(
-            config=config,
-            dataset=_imagenet_sized(),
-            world=world,
-            folder=folder,
-            parallel=open_parallel("ddp", world),
-            network=network,
-            step=step,
-            batches=batches,
-            validate=no_validation,
-        )
-        with redirect_stdout(sys.stderr), suppress(_AllMeasured):  # stdout is for the rows
-            run.fit()
+                step_seconds = seconds_of(train_one_step, self.steps) / self.steps
+                begin, steps = now(), 0
+                trainer.save("last.pt")
+                while steps < self.steps or not trainer.seconds_to_disk:
+                    train_one_step()
+                    steps += 1
+                lost = now() - begin - steps * step_seconds
+                saves.append(Save(lost, trainer.seconds_held, trainer.seconds_to_disk))
         return saves
 
 
-class _AllMeasured(Exception):
-    """Ends the run."""
-
-
-class _TimedRun(Trainer):
-    """A run that times its saves: until training goes on, and until the file is on disk."""
+class _TimedTrainer(Trainer):
+    """Times its saves: until training goes on, and until the file is on disk."""
 
     def save(self, name: str, ends: int | None = None) -> None:
-        self.on_disk, self.began = 0.0, now()
+        self.seconds_to_disk, self.began = 0.0, now()
         super().save(name, ends)
-        self.held = time.perf_counter() - self.began
+        self.seconds_held = time.perf_counter() - self.began
 
     def write(self, name: str, ends: int | None, state: State) -> None:
         super().write(name, ends, state)
-        self.on_disk = time.perf_counter() - self.began
+        self.seconds_to_disk = time.perf_counter() - self.began
 
 
-def _imagenet_sized() -> Dataset:
-    """A list of images as long as ImageNet's; none of them is read."""
-    names = [f"n{number:08d}" for number in range(NUM_CLASSES)]
-    labels = np.repeat(np.arange(NUM_CLASSES), _IMAGES_PER_CLASS)
-    index = ImageIndex(names, labels, "", np.full(len(labels), b"image.JPEG"))
-    return Dataset(index, index, NUM_CLASSES)
+def _open_trainer(config: TrainConfig, step: TrainingStep, folder: Path) -> _TimedTrainer:
+    """For single steps and saves: it has neither images nor a log."""
+    (folder / "checkpoints").mkdir()
+    assert isinstance(step.network, Network)
+    world = World(0, 1, step.precision.device)
+    index = ImageIndex(["class"], np.zeros(1, np.int64), "", np.full(1, b"image.JPEG"))
+    trainer = _TimedTrainer(
+        config=config,
+        dataset=Dataset(index, index),
+        world=world,
+        folder=folder,
+        parallel=open_parallel("ddp", world),
+        network=step.network,
+        step=step,
+        batches=_never_called,
+        validate=_never_called,
+    )
+    trainer.log = Log(folder, step=0, validated=0, total=0, active=False)
+    return trainer
+
+
+def _never_called(*_: object) -> NoReturn:
+    raise AssertionError

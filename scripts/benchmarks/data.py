@@ -1,9 +1,9 @@
 """Images per second of our loaders, of the usual ways to do the same, and of decoding alone.
 
 All yield the training crops of Sec. 3: shorter side uniform in [256, 512], a random 224 x 224 crop,
-half of them flipped. After the first pass files are in the page cache: decoding is measured, not
-the disk. CPU time, which other programs disturb less than speed, tells the parts of our DALI
-loader: region_bound prepares and decodes, and `dali` also resizes.
+half of them flipped. After the first pass the files are in the page cache: this measures decoding,
+not the disk. CPU time, which other programs disturb less than speed, separates the parts of our
+DALI loader: region_bound prepares and decodes, `dali` also resizes.
 """
 
 import io
@@ -11,7 +11,7 @@ import itertools
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ from common.errors import UserError
 from common.machine import num_cpus
 from configs.schema import LoaderConfig
 from data.decoding import decode_rgb, plain_jpeg_size, render
-from data.draws import training_batches
+from data.draws import Draws, training_batches
 from data.geometry import View, view
-from data.loading import load, load_whole
+from data.loading import Batch, Request, WholeImages, load, load_whole
 from data.sources.index import ImageIndex, scan_folder
 from scripts.benchmarks.benchmark import Benchmark, Row, now, option, rounded, time_in_turns
 
 CROP, LOW, HIGH, BATCH = 224, 256, 512, 64
-_FROM_TARS = 1000  # images taken out of tars
+_FROM_TARS = 1000  # images extracted from a tar
 _WARM_UP = 3  # batches before timing starts: processes start, queues and the page cache fill
 
 
@@ -46,7 +46,7 @@ class DataRow(Row):
     images_per_second: float  # median of the rounds
     spread: float  # from the slowest to the fastest round, relative to the median
     of_bound: float  # speed relative to region_bound's, median of the rounds
-    cpu_ms: float | None  # CPU time an image, median, milliseconds; None: other processes take it
+    cpu_ms: float | None  # CPU time an image, median, milliseconds; None: spent in other processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +82,24 @@ class DataBenchmark(Benchmark):
             raise UserError("--device gpu, but there is no CUDA device")
         with class_folders(self.root) as folder:
             index = scan_folder(folder, "train")
-            batches: dict[str, Callable[[], Iterator[int]]] = {
-                "dali": lambda: self._ours("dali", index),
-                "dali_whole": lambda: self._ours("dali", index, decode="whole"),
-                "torchvision": lambda: self._ours("torchvision", index),
-                "whole_images": lambda: self._whole_images(index),
-                "plain_dali": lambda: self._run_dali(folder, decode_only=False),
-                "plain_torchvision": lambda: self._run_torchvision(folder),
-                "region_bound": lambda: self._decode_regions(index),
-                "decode_bound": lambda: self._run_dali(folder, decode_only=True),
-                "prepare": lambda: self._prepare(index),
-                "resize": lambda: self._resize(index),
+            loaders: dict[str, Callable[[], Iterator[int]]] = {
+                "dali": partial(self._ours, index, "dali"),
+                "dali_whole": partial(self._ours, index, "dali", decode="whole"),
+                "torchvision": partial(self._ours, index, "torchvision"),
+                "whole_images": partial(self._whole_images, index),
+                "plain_dali": partial(self._plain_dali, folder, decode_only=False),
+                "plain_torchvision": partial(self._plain_torchvision, folder),
+                "region_bound": partial(self._decode_regions, index),
+                "decode_bound": partial(self._plain_dali, folder, decode_only=True),
+                "prepare": partial(_prepare, index),
+                "resize": partial(_resize, index),
             }
-            cpu_ms: dict[str, list[float]] = {path: [] for path in batches}
-            timings = time_in_turns(
-                {
-                    path: partial(self._seconds, open_, cpu_ms[path])
-                    for path, open_ in batches.items()
-                },
-                self.rounds,
-            )
+            cpu_ms: dict[str, list[float]] = {path: [] for path in loaders}
+            measurements = {
+                path: partial(self._seconds, load_batches, cpu_ms[path])
+                for path, load_batches in loaders.items()
+            }
+            timings = time_in_turns(measurements, self.rounds)
         in_processes = ("torchvision", "plain_torchvision")
         return [
             DataRow(
@@ -114,12 +112,12 @@ class DataBenchmark(Benchmark):
             for path, timing in timings.items()
         ]
 
-    def _seconds(self, open_batches: Callable[[], Iterator[int]], cpu_ms: list[float]) -> float:
-        """Seconds an image of an endless sequence of batches, given as their sizes.
+    def _seconds(self, load_batches: Callable[[], Iterator[int]], cpu_ms: list[float]) -> float:
+        """Seconds an image; load_batches yields the sizes of its batches, without end.
 
-        This process's CPU time an image, milliseconds, is appended to `cpu_ms`.
+        Appends this process's CPU time an image, in milliseconds, to `cpu_ms`.
         """
-        sizes = open_batches()
+        sizes = load_batches()
         for _ in range(_WARM_UP):
             next(sizes)
         start, cpu, seen = now(), time.process_time(), 0
@@ -128,23 +126,15 @@ class DataBenchmark(Benchmark):
         cpu_ms.append((time.process_time() - cpu) / seen * 1e3)
         return (now() - start) / seen
 
-    def _ours(self, name: str, index: ImageIndex, decode: str = "region") -> Iterator[int]:
-        config = LoaderConfig(name, workers=self.threads, device=self.device, decode=decode)
-        draws = training_batches(0, 0, 2**31, BATCH, len(index), (LOW, HIGH))
-        with closing(
-            load(index, draws, crop=CROP, loader=config, on_error="stop", on_event=print)
-        ) as batches:
-            for batch in batches:
-                yield len(batch.labels)
+    def _ours(self, index: ImageIndex, loader: str, decode: str = "region") -> Iterator[int]:
+        config = LoaderConfig(loader, workers=self.threads, device=self.device, decode=decode)
+        draws = _draws(index)
+        return _sizes(load(index, draws, crop=CROP, loader=config, on_error="stop", on_event=print))
 
     def _whole_images(self, index: ImageIndex) -> Iterator[int]:
-        config = LoaderConfig(name="dali", workers=self.threads, device=self.device)
-        draws = training_batches(0, 0, 2**31, BATCH, len(index), (LOW, LOW))
-        with closing(
-            load_whole(index, draws, loader=config, on_error="stop", on_event=print)
-        ) as batches:
-            for batch in batches:
-                yield len(batch.images)
+        config = LoaderConfig("dali", workers=self.threads, device=self.device)
+        draws = _draws(index, (LOW, LOW))
+        return _sizes(load_whole(index, draws, loader=config, on_error="stop", on_event=print))
 
     def _decode_regions(self, index: ImageIndex) -> Iterator[int]:
         """Our DALI loader without its resize."""
@@ -152,49 +142,14 @@ class DataBenchmark(Benchmark):
 
         config = LoaderConfig(name="dali", workers=self.threads, device=self.device)
         with ThreadPoolExecutor() as readers:
-            feeder = Feeder(
-                index,
-                training_batches(0, 0, 2**31, BATCH, len(index), (LOW, HIGH)),
-                readers,
-                crop=CROP,
-                exact=False,
-                margin=0,
-                config=config,
-                skip=False,
-                on_event=print,
-            )
+            request = Request(index, config, skip=False, crop=CROP, exact=False)
+            feeder = Feeder(request, _draws(index), readers, margin=0, on_event=print)
             pipeline = build_pipeline(feeder, config, gpu=self.device == "gpu", resize=False)
             while True:
                 pipeline.run()
                 yield len(feeder.done().draws)
 
-    def _views(self, index: ImageIndex) -> Iterator[tuple[bytes, View, bool]]:
-        """The files that the loaders read, what of them is shown, and whether it is flipped."""
-        for draws in training_batches(0, 0, 2**31, BATCH, len(index), (LOW, HIGH)):
-            for row, image in enumerate(draws.indices):
-                data = index.read(int(image))
-                height, width = plain_jpeg_size(data) or decode_rgb(data).size[::-1]
-                scale, position = int(draws.scales[row]), draws.positions[row]
-                shown = view(height, width, scale=scale, position=position, crop=CROP, exact=False)
-                yield data, shown, bool(draws.flips[row])
-
-    def _prepare(self, index: ImageIndex) -> Iterator[int]:
-        for _ in self._views(index):
-            yield 1
-
-    def _resize(self, index: ImageIndex) -> Iterator[int]:
-        torch.set_num_threads(1)
-        regions = []
-        for data, shown, flip in itertools.islice(self._views(index), BATCH):
-            (top, left), (bottom, right) = shown.start, shown.end
-            pixels = np.asarray(decode_rgb(data))[top:bottom, left:right].copy()
-            regions.append((torch.from_numpy(pixels), shown.inside(shown.start), flip))
-        while True:
-            for region in regions:
-                render(*region)
-                yield 1
-
-    def _run_dali(self, root: Path, *, decode_only: bool) -> Iterator[int]:
+    def _plain_dali(self, root: Path, *, decode_only: bool) -> Iterator[int]:
         """DALI as its own ImageNet examples use it."""
         from nvidia.dali import Pipeline, fn, types
 
@@ -225,7 +180,7 @@ class DataBenchmark(Benchmark):
         while True:
             yield len(pipeline.run()[0])
 
-    def _run_torchvision(self, root: Path) -> Iterator[int]:
+    def _plain_torchvision(self, root: Path) -> Iterator[int]:
         """The usual ImageFolder, transforms and DataLoader."""
         from torchvision.datasets import ImageFolder
         from torchvision.transforms import v2
@@ -253,15 +208,53 @@ class DataBenchmark(Benchmark):
             yield len(batch)
 
 
+def _draws(index: ImageIndex, scale: tuple[int, int] = (LOW, HIGH)) -> Iterator[Draws]:
+    return training_batches(0, 0, 2**31, BATCH, len(index), scale)
+
+
+def _sizes(batches: Generator[Batch] | Generator[WholeImages]) -> Iterator[int]:
+    with closing(batches):
+        for batch in batches:
+            yield len(batch.images)
+
+
+def _views(index: ImageIndex) -> Iterator[tuple[bytes, View, bool]]:
+    """The files that the loaders read, what of them is shown, and whether it is flipped."""
+    for draws in _draws(index):
+        for row, image in enumerate(draws.indices):
+            data = index.read(int(image))
+            height, width = plain_jpeg_size(data) or decode_rgb(data).size[::-1]
+            shown = view(height, width, draws, row, crop=CROP, exact=False)
+            yield data, shown, bool(draws.flips[row])
+
+
+def _prepare(index: ImageIndex) -> Iterator[int]:
+    for _ in _views(index):
+        yield 1
+
+
+def _resize(index: ImageIndex) -> Iterator[int]:
+    torch.set_num_threads(1)
+    regions = []
+    for data, shown, flip in itertools.islice(_views(index), BATCH):
+        (top, left), (bottom, right) = shown.start, shown.end
+        pixels = np.asarray(decode_rgb(data))[top:bottom, left:right].copy()
+        regions.append((torch.from_numpy(pixels), shown.inside(shown.start), flip))
+    while True:
+        for region in regions:
+            render(*region)
+            yield 1
+
+
 @contextmanager
 def class_folders(root: Path | None) -> Iterator[Path]:
     """A data set with folders train/<class>/*, which DALI's and torchvision's own readers need.
 
-    root: a data set; where it holds tars, a temporary folder with some of its images stands for it.
+    root: a data set, replaced by a temporary folder with some of its images if they are in a tar.
     None: generated images of ImageNet's usual size. Raises UserError if there is no training set.
     """
-    images = None if root is None else scan_folder(root, "train")
-    if root is not None and images is not None and images.tar is None:
+    images = scan_folder(root, "train") if root else None
+    if root and images and not images.tar:
         yield root
         return
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:

@@ -19,7 +19,7 @@ from common.machine import commit
 
 
 def machine() -> str:
-    """The GPU, its driver, and the versions that were measured."""
+    """The GPU, its driver, and the versions of torch and of this project."""
     card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
     try:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -35,8 +35,8 @@ def benchmarks(folder: Path) -> Iterator[str]:
     for kind in ("train", "dense", "data"):
         rows: list[dict[str, object]] = []
         for path in sorted(folder.glob(f"{kind}*.json")):
-            way = path.stem.rpartition("-")[2]  # of a training step: compiled, triton, or a size
-            extra = {"ours": way if not way.isdigit() else "eager"} if kind == "train" else {}
+            way = path.stem.rpartition("-")[2]  # of our training step: eager, compiled or triton
+            extra = {"ours": way} if kind == "train" else {}
             rows += [row | extra for row in json.loads(path.read_text())["rows"]]
         if rows:
             cells = [[str(value) for value in row.values()] for row in rows]
@@ -44,7 +44,7 @@ def benchmarks(folder: Path) -> Iterator[str]:
 
 
 def losses(folder: Path) -> Iterator[str]:
-    """First, highest and last loss of each run, and its speed."""
+    """The first, highest and last loss of each run, and its speed."""
     header = ["run", "steps", "first loss", "highest", "last"]
     header += ["images/s (median)", "data wait (median)"]
     rows = []
@@ -62,7 +62,7 @@ def losses(folder: Path) -> Iterator[str]:
 
 
 def parts(folder: Path) -> Iterator[str]:
-    """Which parts are done, and how the others ended."""
+    """Which parts are done, and the last line of each."""
     yield from ("", "## Parts", "")
     for log in sorted(folder.glob("*.log")):
         done = log.with_suffix(".done").exists()

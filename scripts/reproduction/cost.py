@@ -1,4 +1,4 @@
-"""What jobs cost: images to process, and GPU hours, from measured speeds or by arithmetic."""
+"""What jobs cost: images to process, and GPU hours, by measured speeds or by arithmetic."""
 
 import json
 import shlex
@@ -22,44 +22,42 @@ class Throughput:
     source: str
 
 
-Rates = dict[str, Throughput]  # by MODEL; of scaled experiments scaled-MODEL; of tests MODEL@SCALE
+Rates = dict[str, Throughput]  # by MODEL or scaled-MODEL; of dense tests by MODEL@SCALE
 
 
 def given_rates(words: Sequence[str]) -> Rates:
-    """--throughput: MODEL=RATE, or files that `benchmark.py train|dense --json` printed.
+    """--throughput: MODEL=IMAGES_PER_SECOND, or files of `benchmark.py train|dense --json`.
 
     Raises UserError for anything else.
     """
     rates: Rates = {}
     for word in words:
-        model, equals, rate = word.partition("=")
+        model, equals, speed = word.partition("=")
         try:
-            if equals:
-                rates[model] = Throughput(_positive(float(rate)), "given")
-                continue
-            rows = json.loads(Path(word).read_text())["rows"]
-            ours = [row for row in rows if row["path"] == "ours"]
-            for row in ours:
-                name = f"{row['model']}@{row['scale']}" if "scale" in row else row["model"]
-                rates[name] = Throughput(_positive(row["images_per_second"]), word)
-            if not ours:
-                raise ValueError(word)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            speeds = {model: float(speed)} if equals else _read_speeds(Path(word))
+        except (OSError, ValueError, KeyError, TypeError):
+            speeds = {}
+        if not speeds or not all(speed > 0 for speed in speeds.values()):
             raise UserError(
                 f"--throughput {word} is neither MODEL=IMAGES_PER_SECOND nor a file that "
                 "`scripts/benchmark.py train --json` or `dense --json` wrote"
-            ) from error
+            )
+        source = "given" if equals else word
+        rates |= {name: Throughput(speed, source) for name, speed in speeds.items()}
     return rates
 
 
-def _positive(rate: float) -> float:
-    if not rate > 0:
-        raise ValueError(rate)
-    return rate
+def _read_speeds(path: Path) -> dict[str, float]:
+    speeds = {}
+    for row in json.loads(path.read_text())["rows"]:
+        if row["path"] == "ours":
+            name = f"{row['model']}@{row['scale']}" if "scale" in row else row["model"]
+            speeds[name] = float(row["images_per_second"])
+    return speeds
 
 
 def run_rates(runs: Sequence[Run]) -> Rates:
-    """From the metrics of runs that reproduce.py started with a known number of processes."""
+    """Speeds of runs that reproduce.py started with a known number of processes."""
     by_model: dict[str, list[float]] = {}
     for run in runs:
         known = [s.processes for s in run.sessions if s.program == "train.py" and s.processes]
@@ -69,7 +67,7 @@ def run_rates(runs: Sequence[Run]) -> Rates:
 
 
 def gpu_hours(job: Job, rates: Rates) -> float | None:
-    """Hours of one device that a job still needs; None: not measured, as for ten-view tests."""
+    """Hours that a job still takes on one GPU; None: not measured, as for ten-view tests."""
     is_test = job.program == "eval.py"
     names = [f"{job.model}@{scale}" for scale in job.dense_scales] if is_test else [job.model]
     if not names or any(name not in rates for name in names):
@@ -79,39 +77,41 @@ def gpu_hours(job: Job, rates: Rates) -> float | None:
 
 
 def cost_table(jobs: Sequence[Job], rates: Rates, launcher: Launcher, card: str = "H100") -> str:
-    """Every job with its command, its state and what it still has to process, and the sums."""
+    """Each job with its state, its cost and its command; then the sums."""
     lines = []
-    trained, tested = list[float](), list[float]()  # hours of jobs whose speed was measured
-    unmeasured = 0.0  # multiply-adds of the others
+    train_hours, test_hours = list[float](), list[float]()  # by measured speeds
+    unmeasured = 0.0  # multiply-adds of the other jobs
     for job in jobs:
         cost, hours = f", {job.left:,} images", gpu_hours(job, rates)
         if hours is not None:
             cost += f", {hours:,.2f} GPU hours"
-            (trained if job.program == "train.py" else tested).append(hours)
+            (train_hours if job.program == "train.py" else test_hours).append(hours)
         elif job.multiply_adds:
-            operations = job.multiply_adds * job.left
-            cost += f", {hours_by_arithmetic(operations, card):,.2f} GPU hours by arithmetic"
-            unmeasured += operations
-        wanted = f" [{', '.join(job.wanted_by)}]"
-        lines.append(f"# {job.name}: {job.state}{'' if job.done else cost}{wanted}")
+            multiply_adds = job.multiply_adds * job.left
+            cost += f", {hours_by_arithmetic(multiply_adds, card):,.2f} GPU hours by arithmetic"
+            unmeasured += multiply_adds
+        wanted_by = f" [{', '.join(job.wanted_by)}]"
+        lines.append(f"# {job.name}: {job.state}{'' if job.done else cost}{wanted_by}")
         lines.append(shlex.join(launcher.command(job)))
-    training = [job for job in jobs if job.program == "train.py"]
-    left = sum(job.left for job in training)
-    tests = sum(job.left for job in jobs) - left
-    lines += ["", f"{len(training)} runs, {left:,} images to train on, {tests:,} to test on."]
-    models = {job.model for job in training}
-    missing = sorted({job.model for job in training if not job.done} - rates.keys())
-    if trained:
-        of = " of the measured models" if missing else ""
-        lines.append(f"Training{of} takes about {sum(trained):,.1f} GPU hours.")
-        used = [(model, rates[model]) for model in sorted(models & rates.keys())]
-        speeds = [f"{model} {rate.images_per_second:.4g} ({rate.source})" for model, rate in used]
+    runs = [job for job in jobs if job.program == "train.py"]
+    train_images = sum(job.left for job in runs)
+    test_images = sum(job.left for job in jobs) - train_images
+    lines.append(
+        f"\n{len(runs)} runs, {train_images:,} images to train on, {test_images:,} to test on."
+    )
+    measured = sorted({job.model for job in runs} & rates.keys())
+    missing = sorted({job.model for job in runs if not job.done} - rates.keys())
+    if train_hours:
+        models = " of the measured models" if missing else ""
+        lines.append(f"Training{models} takes about {sum(train_hours):,.1f} GPU hours.")
+        speeds = [f"{m} {rates[m].images_per_second:.4g} ({rates[m].source})" for m in measured]
         lines.append(f"Images per second of one GPU: {', '.join(speeds)}.")
-    if tested:
-        lines.append(f"{len(tested)} dense tests take about {sum(tested):,.1f} GPU hours.")
-    if total := hours_by_arithmetic(unmeasured, card):
-        what = "The others take" if trained or tested else "All takes"
-        lines.append(f"{what} about {total:,.1f} GPU hours {basis(card)}.")
+    if test_hours:
+        lines.append(f"{len(test_hours)} dense tests take about {sum(test_hours):,.1f} GPU hours.")
+    if unmeasured:
+        subject = "The others take" if train_hours or test_hours else "All takes"
+        total = hours_by_arithmetic(unmeasured, card)
+        lines.append(f"{subject} about {total:,.1f} GPU hours {basis(card)}.")
     if missing:
         lines.append(
             f"No throughput measured for {', '.join(missing)}: give --throughput "

@@ -1,4 +1,4 @@
-"""Runs jobs on this machine or on a cluster; one that fails does not stop the others."""
+"""Runs jobs on this machine or on a cluster; a job that fails does not stop the others."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Launcher:
         return [*start, *job.arguments]
 
     def start(self, job: Job) -> "subprocess.Popen[bytes]":
-        """The command, with this very interpreter."""
+        """Start the command, with the interpreter that runs this program."""
         words = self.command(job)
         if self.kind != "slurm":
             words[0] = sys.executable
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class Runner:
-    """Runs jobs in order; on a cluster all at once, each when what it needs is done."""
+    """Runs jobs in order; on a cluster all at once, each as soon as the jobs it needs are done."""
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
@@ -72,25 +72,25 @@ class Runner:
 
     def run(self, jobs: Sequence[Job]) -> Outcome:
         """Run all jobs that are not done, except those that need a failed one."""
-        before = signal.signal(signal.SIGTERM, self.pass_on)
+        previous_handler = signal.signal(signal.SIGTERM, self.pass_on)
         workers = max(1, len(jobs)) if self.launcher.kind == "slurm" else 1
         futures: dict[int, Future[bool]] = {}
         try:
             with ThreadPoolExecutor(workers) as pool:
-                for job in jobs:  # needs come first, so a single worker never waits for itself
+                for job in jobs:  # after those it needs, so a single worker never waits for itself
                     needs = [futures[id(need)] for need in job.needs]
                     futures[id(job)] = pool.submit(self.run_one, job, needs)
                 try:
                     for future in futures.values():
                         future.result()
-                except KeyboardInterrupt:  # the programs have got it from the terminal, too
+                except KeyboardInterrupt:  # the terminal has interrupted the programs, too
                     self.outcome.stopped = True
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous_handler)
         return self.outcome
 
     def run_one(self, job: Job, needs: Sequence["Future[bool]"]) -> bool:
-        """Run a job once its needs are done; returns whether it is done in the end."""
+        """Run a job once the jobs it needs are done; returns whether it is done in the end."""
         is_ready = all(need.result() for need in needs)
         command = shlex.join(self.launcher.command(job))
         if job.done:
@@ -117,7 +117,7 @@ class Runner:
             if job.program == "eval.py":
                 job.folder.mkdir(parents=True, exist_ok=True)
             process = self.launcher.start(job)
-        except OSError as error:  # there is no sbatch, or no place for the folder
+        except OSError as error:  # sbatch is missing, or the folder cannot be made
             print(f"error: {error}", file=sys.stderr)
             return 127
         self.running.add(process)
@@ -126,17 +126,17 @@ class Runner:
         return status
 
     def pass_on(self, number: int, _frame: FrameType | None) -> None:
-        """Tell all programs to save and leave."""
+        """Tell all programs to save and exit."""
         self.outcome.stopped = True
         for process in list(self.running):
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
     def log_session(self, job: Job, command: str, began: datetime, status: int) -> None:
-        """Add a line to the run's sessions.jsonl, for the report."""
-        for key in job.arguments:
-            if key.startswith("data.root="):
-                command = command.replace(key.partition("=")[2], "DATA")
+        """Add a line to the run's sessions.jsonl, for the report, without the path of the data."""
+        for argument in job.arguments:
+            if argument.startswith("data.root="):
+                command = command.replace(argument.removeprefix("data.root="), "DATA")
         session = Session(
             program=job.program,
             command=command,

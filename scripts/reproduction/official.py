@@ -1,8 +1,9 @@
-"""A small ImageNet in the files of the official one: nested tars, and a devkit with a meta.mat.
+"""A small made-up ImageNet in the official files: nested tars, and a devkit with a meta.mat.
 
 For rehearsals and tests; data/sources/ reads it like the real one.
 """
 
+import gzip
 import io
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from common.errors import UserError
 from data.patterns import PATTERNS, draw_image
+from data.sources.devkit import META, TRUTH
 from data.sources.imagenet import DEVKIT, TARS
 from data.sources.index import ImageIndex, scan_folder
 
@@ -42,7 +44,7 @@ class Official:
 
 
 def write_official(official: Official, words: Mapping[str, str]) -> None:
-    """Write the tars and the devkit; words: of each class. Nothing in them is sorted."""
+    """Write the tars and the devkit; words: of each class. No file in them is in order."""
     root, wnids = official.root, official.wnids
     root.mkdir(parents=True)
     (root / TARS["train"][0]).write_bytes(nested(official.train))
@@ -60,15 +62,15 @@ def wordnet_ids(count: int) -> list[str]:
     return [f"n{1440764 + 7919 * k:08d}" for k in range(count)]
 
 
-def tar_of(files: Files, **options: int) -> bytes:
+def tar_of(files: Files) -> bytes:
     """A tar of these files in this order."""
-    whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w", **options) as tar:  # type: ignore[call-overload]
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    return whole.getvalue()
+    return content.getvalue()
 
 
 def nested(train: dict[str, Files]) -> bytes:
@@ -98,47 +100,43 @@ def write_devkit(path: Path, meta: bytes, truth: Sequence[int]) -> None:
     """A devkit with this meta.mat and these validation labels, as ILSVRC2012_ID."""
     files = {
         "readme.txt": b"This is the documentation of the ILSVRC2012 Development Kit.",
-        "data/ILSVRC2012_validation_ground_truth.txt": "".join(f"{i}\n" for i in truth).encode(),
-        "data/meta.mat": meta,
+        TRUTH: "".join(f"{i}\n" for i in truth).encode(),
+        META: meta,
     }
-    with tarfile.open(path, "w:gz") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/{name}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    tar = tar_of({f"ILSVRC2012_devkit_t12/{name}": data for name, data in files.items()})
+    path.write_bytes(gzip.compress(tar))
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a made-up ImageNet."""
+    """How many classes and images a made-up ImageNet has."""
 
     classes: int
     train: int  # images of each class
     val: int  # images of each class
 
-    @property
-    def per_class(self) -> dict[str, int]:
-        return {"train": self.train, "val": self.val}
-
 
 @dataclass(frozen=True)
 class ImageClass:
-    """A class's words, and its images by split."""
+    """The words for a class, and its encoded images."""
 
     words: str
-    images: Mapping[str, list[bytes]]
+    train: list[bytes]
+    val: list[bytes]
 
 
 def generated_classes(size: Size, seed: int) -> list[ImageClass]:
     """Classes of generated textures; ten look different, the others differ from them by chance."""
-    names = list(PATTERNS)
+    patterns = list(PATTERNS)
 
     def draw(label: int) -> ImageClass:
-        images = {}
-        for place, (split, count) in enumerate(size.per_class.items()):
-            rng = np.random.default_rng([seed, label, place])
-            images[split] = [_texture(names[label % len(names)], rng) for _ in range(count)]
-        return ImageClass(f"{names[label % len(names)]} {label}, generated", images)
+        pattern = patterns[label % len(patterns)]
+        train_rng, val_rng = (np.random.default_rng([seed, label, split]) for split in (0, 1))
+        return ImageClass(
+            f"{pattern} {label}, generated",
+            train=[_texture(pattern, train_rng) for _ in range(size.train)],
+            val=[_texture(pattern, val_rng) for _ in range(size.val)],
+        )
 
     with ThreadPoolExecutor() as pool:  # numpy and Pillow release the interpreter's lock
         return list(pool.map(draw, range(size.classes)))
@@ -156,15 +154,12 @@ def classes_in(folder: str, size: Size) -> list[ImageClass]:
 
     Raises UserError if it has fewer classes, or one with too few images.
     """
-    splits = {split: scan_folder(folder, split) for split in size.per_class}
-    if len(splits["train"].classes) < size.classes:
-        raise UserError(f"{folder} has {len(splits['train'].classes)} classes, not {size.classes}")
+    train, val = scan_folder(folder, "train"), scan_folder(folder, "val")
+    if len(train.classes) < size.classes:
+        raise UserError(f"{folder} has {len(train.classes)} classes, not {size.classes}")
     return [
-        ImageClass(
-            splits["train"].classes[label],
-            {split: _first(index, label, size.per_class[split]) for split, index in splits.items()},
-        )
-        for label in range(size.classes)
+        ImageClass(name, _first(train, label, size.train), _first(val, label, size.val))
+        for label, name in enumerate(train.classes[: size.classes])
     ]
 
 
@@ -181,10 +176,10 @@ def make_official(root: Path, classes: Sequence[ImageClass], seed: int) -> Offic
     names = wordnet_ids(len(classes))
     by_name = dict(zip(names, classes, strict=True))
     train = {
-        name: {f"{name}_{i}.JPEG": data for i, data in enumerate(each.images["train"])}
-        for name, each in by_name.items()
+        name: {f"{name}_{i}.JPEG": data for i, data in enumerate(image_class.train)}
+        for name, image_class in by_name.items()
     }
-    val = [(name, data) for name, each in by_name.items() for data in each.images["val"]]
+    val = [(name, data) for name in names for data in by_name[name].val]
     mixed = [val[i] for i in rng.permutation(len(val))]
     files = [f"ILSVRC2012_val_{n:08d}.JPEG" for n in range(1, len(val) + 1)]
     official = Official(
@@ -195,5 +190,5 @@ def make_official(root: Path, classes: Sequence[ImageClass], seed: int) -> Offic
         val_wnids={file: name for file, (name, _) in zip(files, mixed, strict=True)},
         test={"ILSVRC2012_test_00000001.JPEG": mixed[0][1]},
     )
-    write_official(official, {name: each.words for name, each in by_name.items()})
+    write_official(official, {name: by_name[name].words for name in names})
     return official

@@ -1,9 +1,10 @@
 """Which runs and tests a table or figure needs, and the command line of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 from analysis.report.paper import (
     CURVE_FIGURES,
@@ -30,9 +31,7 @@ from models.describe import describe
 RUNS = Path("runs")
 _OF_EVAL = ("loader", "device=", "timeout=", "data.on_error=")  # keys that eval.py shares
 
-_MULTIPLY_ADDS: dict[tuple[str, str, int], float] = {}  # of networks described so far
-
-# What a target needs: experiments, and how their networks are tested (None: not at all).
+# The experiments that a target needs, and how their networks are tested (None: not at all).
 NEEDS: dict[str, list[tuple[str, Test | None]]] = {
     "table1": [(name, None) for name in SLOPE_EXPERIMENTS],
     "table3": [],
@@ -47,7 +46,7 @@ NEEDS: dict[str, list[tuple[str, Test | None]]] = {
     "fig7": [(ENSEMBLE, DENSE), (FIG7_BASELINE, DENSE)],
 }
 NEEDS["sec22"] += NEEDS.pop(SEC22_DEPTH.name)
-TARGETS = sorted(NEEDS, key=lambda name: (("t", "f", "s").index(name[0]), name))
+TARGETS = sorted(NEEDS, key=lambda name: ("tfs".index(name[0]), name))  # tables, figures, sec22
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ class Request:
     scaled: bool = False
     data: str | None = None  # root of the data set
     runs: Path = RUNS
-    seeds: Sequence[int] | None = None
+    seeds: Sequence[int] | None = None  # None: the default ones
     steps: int | None = None  # of scaled runs
-    overrides: Sequence[str] = ()  # further arguments of train.py
+    overrides: Sequence[str] = ()  # further keys of train.py
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,16 @@ class Job:
     program: str  # train.py | eval.py
     arguments: Sequence[str]
     folder: Path
-    images: int  # to be processed in all
+    config: TrainConfig  # of the run; of a test: of the (first) network
+    images: int  # in all; a test counts them once for each scale
     done: bool
-    seen: int = 0  # images of a run that are processed
-    model: str = ""  # what its throughput is listed by; "": several models
-    steps: int = 0  # done by a training run
+    seen: int = 0  # images that a training run has processed
+    steps: int = 0  # that a training run has done
+    model: str = ""  # its throughput is listed under this name; "": several models
     needs: Sequence["Job"] = ()
-    dense_scales: Sequence[int] = ()  # of a dense test, each with as many images
-    multiply_adds: float = 0  # of an image, mean over its scales; 0: not estimated
-    wanted_by: list[str] = field(default_factory=list)  # tables and figures, added to by plan()
+    dense_scales: Sequence[int] = ()  # of a dense test
+    multiply_adds: float = 0  # per image, mean over the scales; 0: not estimated
+    wanted_by: list[str] = field(default_factory=list)  # tables and figures; plan() adds them
 
     @property
     def left(self) -> int:
@@ -95,7 +95,7 @@ class Job:
 
 
 def data_arguments(root: str | None) -> list[str]:
-    """Keys of train.py for a data set; raises UserError if there is none at `root`."""
+    """The keys of train.py for a data set; raises UserError if there is none at `root`."""
     if root is None:
         return []
     path = Path(root).expanduser().absolute()
@@ -104,23 +104,19 @@ def data_arguments(root: str | None) -> list[str]:
 
 
 def plan(request: Request) -> list[Job]:
-    """All jobs, each once, in an order in which they can be done.
+    """All jobs, each once, and after the jobs that it needs.
 
-    Raises UserError for what train.py would refuse to compose, or a data set that is not there.
+    Raises UserError for keys that train.py would refuse, or if the data set is not there.
     """
     planner = _Planner(request)
     for target in request.targets:
         for experiment, test in NEEDS[target]:
-            if experiment == ENSEMBLE:
-                last = [planner.add_ensemble()]
-            else:
-                last = planner.add_experiment(experiment, test)
-            _note_target(target, last)
+            _note_target(target, planner.add(experiment, test))
     return list(planner.jobs.values())
 
 
 def _note_target(target: str, jobs: Sequence[Job]) -> None:
-    """These jobs, and those that they need, are wanted by this target."""
+    """Note that this target needs these jobs, and with them the jobs that they need."""
     for job in jobs:
         if target not in job.wanted_by:
             job.wanted_by.append(target)
@@ -135,28 +131,29 @@ class _Planner:
         self.jobs: dict[Path, Job] = {}  # by result file, or folder of the run
         self.train = cache(self._train)
 
-    def add_experiment(self, experiment: str, test: Test | None) -> list[Job]:
+    def add(self, experiment: str, test: Test | None) -> list[Job]:
         """The runs of an experiment, one for each seed, or their tests."""
+        if experiment == ENSEMBLE:
+            return [self.combine()]
         seeds = self.request.seeds or (SCALED_SEEDS if self.request.scaled else (0,))
         if test is None:
-            return [self.train(experiment, seed)[0] for seed in seeds]
+            return [self.train(experiment, seed) for seed in seeds]
         return [self.test(experiment, seed, test) for seed in seeds]
 
-    def add_ensemble(self) -> Job:
+    def combine(self) -> Job:
         """Table 7: the saved predictions of the six models, combined."""
         tests = [self.test(experiment, seed, DENSE) for experiment, seed in ENSEMBLE_MEMBERS]
-        _, config = self.train(*ENSEMBLE_MEMBERS[0])
+        config = tests[0].config
         return self.evaluate(
             DENSE,
-            config,
             folder=Path(config.runs) / f"{self.edition.experiment(ENSEMBLE)}-{config.data.name}",
-            files=[each.folder / f"predictions-{DENSE.name}.npz" for each in tests],
+            files=[job.folder / f"predictions-{DENSE.name}.npz" for job in tests],
             needs=tests,
             root=config.data.root,
             save=True,
         )
 
-    def _train(self, experiment: str, seed: int) -> tuple[Job, TrainConfig]:
+    def _train(self, experiment: str, seed: int) -> Job:
         request = self.request
         arguments = [f"experiment={self.edition.experiment(experiment)}", f"seed={seed}"]
         arguments += self.data
@@ -173,6 +170,7 @@ class _Planner:
             program="train.py",
             arguments=arguments,
             folder=config.folder,
+            config=config,
             images=images,
             seen=min(images, run.steps * config.batch_size) if run else 0,
             done=run is not None and run.has_reached(config.max_steps),
@@ -180,14 +178,13 @@ class _Planner:
             model=self.edition.model_label(config.model.name, config.model.extra_convs),
             multiply_adds=3 * _forward(config),  # backward costs twice what forward does
         )
-        return self.jobs.setdefault(job.folder, job), config
+        return self.jobs.setdefault(job.folder, job)
 
     def test(self, experiment: str, seed: int, test: Test) -> Job:
-        """The test of a run's last checkpoint; a member of the ensemble saves its predictions."""
-        run, config = self.train(experiment, seed)
+        """The test of a run's last checkpoint; members of the ensemble save their predictions."""
+        run = self.train(experiment, seed)
         return self.evaluate(
             test,
-            config,
             folder=run.folder,
             files=[run.folder / "checkpoints" / "last.pt"],
             needs=[run],
@@ -198,7 +195,6 @@ class _Planner:
     def evaluate(
         self,
         test: Test,
-        config: TrainConfig,
         *,
         folder: Path,
         files: Sequence[Path],
@@ -206,13 +202,17 @@ class _Planner:
         root: str | None,
         save: bool,
     ) -> Job:
-        """A test of a checkpoint, or of several networks' saved predictions; save: its own."""
+        """The test of a checkpoint, or of several networks' saved predictions, from `files`.
+
+        save: whether to save its own predictions.
+        """
+        config = needs[0].config
         if self.request.scaled:
             test = test.scaled(config.data.crop)
         out = folder / f"result-{test.name}.json"
-        several = f"[{','.join(map(str, files))}]"
-        arguments = [f"checkpoint={files[0] if len(files) == 1 else several}"]
-        arguments += [f"views={test.views}", f"scales={list(test.scales)}".replace(" ", "")]
+        checkpoint = files[0] if len(files) == 1 else f"[{','.join(map(str, files))}]"
+        arguments = [f"checkpoint={checkpoint}", f"views={test.views}"]
+        arguments += [f"scales={list(test.scales)}".replace(" ", "")]
         arguments += [f"subset={test.subset}"] if test.subset else []
         arguments += [f"data.root={root}"] if root else []
         arguments += [f"out={out}"]
@@ -221,42 +221,42 @@ class _Planner:
             products.append(folder / f"predictions-{test.name}.npz")
             arguments.append(f"save_predictions={products[1]}")
         arguments += [key for key in self.request.overrides if key.startswith(_OF_EVAL)]
-        done = all(job.done for job in needs) and _are_newer(products, files)
         images = _count_images(config, "val")
+        images = min(images, test.subset or images)
+        model, multiply_adds = "", 0.0
+        dense_scales: Sequence[int] = ()
+        if len(needs) == 1:  # combining predictions costs nothing in comparison
+            images *= len(test.scales)
+            model = needs[0].model
+            dense_scales = test.scales if test.views == "dense" else ()
+            crops = [_crops(test.views, s / config.data.validation_scale) for s in test.scales]
+            multiply_adds = _forward(config) * mean(crops)
         job = Job(
             name=folder.name,
             program="eval.py",
             arguments=arguments,
             folder=folder,
-            images=min(images, test.subset or images),
-            done=done,
+            config=config,
+            images=images,
+            done=all(job.done for job in needs) and _are_newer(products, files),
+            model=model,
             needs=needs,
+            dense_scales=dense_scales,
+            multiply_adds=multiply_adds,
         )
-        if len(needs) == 1:  # combining predictions costs nothing beside
-            crops = sum(_crops(test.views, s / config.data.validation_scale) for s in test.scales)
-            job = replace(
-                job,
-                images=job.images * len(test.scales),
-                model=needs[0].model,
-                dense_scales=test.scales if test.views == "dense" else (),
-                multiply_adds=_forward(config) * crops / len(test.scales),
-            )
         return self.jobs.setdefault(out, job)
 
 
-def _forward(config: TrainConfig) -> float:
-    """Multiply-adds of one training crop, forward."""
-    shape = (repr(config.model), config.act.name, config.data.crop)
-    if shape not in _MULTIPLY_ADDS:
-        network = describe(
-            config.model, config.act, config.init, num_classes=1000, crop=config.data.crop
-        )
-        _MULTIPLY_ADDS[shape] = network.multiply_adds
-    return _MULTIPLY_ADDS[shape]
+def _forward(config: TrainConfig) -> int:
+    """Multiply-adds of the forward pass of one training crop."""
+    crop = config.data.crop
+    return describe(
+        config.model, config.act, config.init, num_classes=1000, crop=crop
+    ).multiply_adds
 
 
 def _crops(views: str, scale: float) -> float:
-    """How many crops' work the views of an image are; scale: relative to that of validation.
+    """The work of testing one image, in crops; scale: relative to that of validation.
 
     Dense: the trunk over an image of 4:3, (256 / 224)^2 of a crop on the shorter side, and its
     flip. The windows' fc layers come on top.
@@ -274,7 +274,7 @@ def _count_images(config: TrainConfig, split: str) -> int:
 
 
 def _existing_run(config: TrainConfig) -> Run | None:
-    """The run of this configuration as far as it is; None if its folder holds none, or another."""
+    """The run of this configuration so far; None if its folder holds none, or another."""
     path = config.folder / "config.yaml"
     if not path.is_file() or differences(read_yaml(path), to_dict(config)):
         return None
@@ -285,5 +285,5 @@ def _are_newer(products: Sequence[Path], sources: Sequence[Path]) -> bool:
     """Whether all products are there, and none is older than a source."""
     if not all(path.is_file() for path in [*products, *sources]):
         return False
-    oldest = min(path.stat().st_mtime for path in products)
-    return oldest >= max(path.stat().st_mtime for path in sources)
+    oldest_product = min(path.stat().st_mtime for path in products)
+    return oldest_product >= max(path.stat().st_mtime for path in sources)

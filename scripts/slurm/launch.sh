@@ -2,7 +2,7 @@
 # The common part of train.sbatch, eval.sbatch and array.sbatch: run a program with one process for
 # each GPU; when SLURM stops it, let it save, and put the job back into the queue to resume.
 
-# The long name of an array's task: the short one of its last task means the whole array.
+# An array's task needs its long name: the short one of the last task means the whole array.
 job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
@@ -10,8 +10,9 @@ job=$SLURM_JOB_ID
 MAX_FRUITLESS=3
 fruitless=runs/.fruitless-$job # a line for each
 
-step='' watchdog=''                       # process ids
-told=false passed=false interrupted=false # a signal came, was passed on, came in the last wait
+step='' watchdog='' # process ids
+# Whether a signal came; whether it was passed on; whether one came during the last wait.
+told=false passed=false interrupted=false
 
 say() { echo "job $job: $*" >&2; }
 
@@ -49,7 +50,7 @@ launch() {
     [[ -z $watchdog ]] || kill "$watchdog" 2>/dev/null
     case $status in
         75) rm -f "$fruitless" && is_running && requeue ;;     # stopped and saved
-        138 | 143) is_running && count_fruitless && requeue ;; # killed before it listened
+        138 | 143) is_running && count_fruitless && requeue ;; # killed before it handled signals
     esac
     rm -f "$fruitless"
     exit "$status"
@@ -82,7 +83,7 @@ start() {
     pass_on
 }
 
-# Whether the job has not been cancelled, and SLURM has not requeued it already.
+# Whether the job has been neither cancelled nor requeued by SLURM.
 is_running() { [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; }
 
 # Back into the queue under the same number; returns if SLURM refuses.
@@ -92,7 +93,7 @@ requeue() {
     say "SLURM does not requeue it: submit the same command again to resume"
 }
 
-# Whether one more session that saved nothing may be followed by another.
+# Whether the job may try again after one more session that saved nothing.
 count_fruitless() {
     mkdir -p runs
     echo "$SLURM_JOB_ID" >>"$fruitless"
@@ -102,7 +103,7 @@ count_fruitless() {
     return 1
 }
 
-# The time limit ends a job for good, and a long validation does not listen: be there before it.
+# The time limit ends a job for good, and a long validation ignores signals: requeue it in time.
 requeue_in_time() {
     local end left
     end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$job" --format=%e)
