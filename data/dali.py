@@ -135,9 +135,10 @@ class Feeder:
     def done(self) -> _Job:
         """Removes and returns the oldest batch inside the pipeline, which has come out."""
         job = self._inside.popleft()
-        if not job.by_pillow:
+        has_bad_file = any(image.result().replaced for image in job.inputs)
+        if not job.by_pillow or has_bad_file:
             self._failures = 0
-        elif not self._is_reported and not any(i.result().replaced for i in job.inputs):
+        elif not self._is_reported:
             self._on_event(f"Pillow decoded a batch on which DALI failed ({self._first_failure})")
             self._is_reported = True
         return job
@@ -148,7 +149,7 @@ class Feeder:
         A file that Pillow cannot decode either is then refused or replaced like any bad one. If
         Pillow decodes them all, the failure is reported, once. Raises `error` where the files
         cannot be the cause, as when memory runs out: Pillow has already decoded these batches, or
-        DALI has not finished one for some time.
+        batches of good files have failed several times in a row.
         """
         failed = list(self._inside)
         self._failures += 1

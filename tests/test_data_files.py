@@ -153,6 +153,15 @@ def test_loaders_replace_bad_files_alike(make_index):
 
 
 @pytest.mark.parametrize("name", LOADERS)
+def test_a_bad_file_may_be_in_every_batch(name, make_index):
+    """Broken tables: DALI's pipeline fails on this file, batch after batch."""
+    index = make_index([BAD["broken tables"], jpeg(300, 400)])
+    draws = [some_draws([1, 0])] * 12
+    batches = list(read(name, index, draws, on_error="skip", on_event=print))
+    assert [batch.replaced.tolist() for batch in batches] == [[False, True]] * 12
+
+
+@pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_a_set_of_bad_files_alone_is_refused(name, on_error, make_index):
     index = make_index([b"", b"text", BAD["broken tables"]])

@@ -100,9 +100,8 @@ def wrong(facts: dict[str, Any], precision: str, batch: int) -> set[str]:
 def test_a_step_stays_on_the_device(facts: Any, case: str) -> None:
     step = facts["steps"][case]
     assert wrong(step, precision=case.split()[1], batch=BATCH) == set()
-    assert (
-        step["convolutions"] == [2 * CONVS_OF["small14"]] * 2
-    )  # two micro-batches, forward and backward
+    # Two micro-batches, forward and backward.
+    assert step["convolutions"] == [2 * CONVS_OF["small14"]] * 2
 
 
 def test_images_on_the_device_are_not_copied(facts: Any) -> None:
