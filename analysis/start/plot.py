@@ -16,7 +16,10 @@ _TOP = 50.0  # losses above it are drawn at it
 
 
 def draw_start(groups: Sequence[Sequence[Record]], title: str) -> Figure:
-    """A column for each group of records (of one recipe): losses above, features below."""
+    """A column for each group of records (of one recipe): losses above, features below.
+
+    It shows the steps that all records were asked for.
+    """
     figure = Figure(figsize=(5.2 * len(groups), 7.6))
     figure.suptitle(title, fontsize=12)
     panels = figure.subplots(2, len(groups), sharey="row", squeeze=False)
@@ -29,8 +32,10 @@ def draw_start(groups: Sequence[Sequence[Record]], title: str) -> Figure:
     panels[1][0].set_ylabel("rms of a layer's features, against step 1")
     for axes in panels[1]:
         axes.set_xlabel("step")
+    common_steps = min(record.asked for records in groups for record in records)
     for axes in panels.flat:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0.5, common_steps + 0.5)
     return figure
 
 
