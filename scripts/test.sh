@@ -9,4 +9,4 @@ mypy
 if command -v shellcheck >/dev/null; then
     shellcheck -x -P SCRIPTDIR .ci/run scripts/*.sh scripts/slurm/*
 fi
-pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"
+pytest -q --numprocesses=2 --dist=loadfile "$@"

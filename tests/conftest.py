@@ -53,16 +53,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-# The files that take longest, which start first, so that all workers end at about the same time.
-LONGEST = ["crash", "slurm", "watchdog", "hybrid", "rehearsal", "pretended_cuda", "processes"]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
-
 def composed(*overrides: str, program: str = "train") -> Any:
     """The configuration of `python train.py OVERRIDES` (or eval.py)."""
     kind: type = TrainConfig if program == "train" else EvalConfig
