@@ -205,6 +205,10 @@ class TrainConfig:
         """The run's folder."""
         return Path(self.runs) / self.name
 
+    def skipped_span(self, step: int) -> list[int] | None:
+        """The span of skip_steps that contains step `step`, counted from 1, if any."""
+        return next((span for span in self.skip_steps if span[0] <= step <= span[1]), None)
+
     def images_at_once(self, num_processes: int) -> int:
         """Images per forward and backward pass on a device."""
         return self.micro_batch or self.batch_size // num_processes

@@ -135,8 +135,7 @@ class Feeder:
     def done(self) -> _Job:
         """Removes and returns the oldest batch inside the pipeline, which has come out."""
         job = self._inside.popleft()
-        has_bad_file = any(image.result().replaced for image in job.inputs)
-        if not job.by_pillow or has_bad_file:
+        if not job.by_pillow or any(image.result().replaced for image in job.inputs):
             self._failures = 0
         elif not self._is_reported:
             self._on_event(f"Pillow decoded a batch on which DALI failed ({self._first_failure})")

@@ -141,10 +141,8 @@ def _decode_pixels(data: bytes) -> Tensor:
 
     Both use libjpeg-turbo and give the same pixels. Raises BadImage.
     """
-    from torchvision.io import (
-        ImageReadMode,
-        decode_jpeg,
-    )  # takes a second, which dali does not need
+    # Not above: it takes a second, and the DALI loader does without it.
+    from torchvision.io import ImageReadMode, decode_jpeg
 
     if plain_jpeg_size(data):
         try:

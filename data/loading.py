@@ -1,6 +1,6 @@
 """What training and validation get: batches of images, by the loader of the configuration."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -136,11 +136,6 @@ def _decode(request: Request, draws: Iterable[Draws], on_event: OnEvent) -> Gene
             yield batch
 
 
-def skipping(step: int, spans: Sequence[Sequence[int]]) -> Sequence[int] | None:
-    """The span [first, last] of skip_steps that contains step `step`, counted from 1, if any."""
-    return next((span for span in spans if span[0] <= step <= span[1]), None)
-
-
 def training_stream(
     config: TrainConfig, index: ImageIndex, share: slice, start: int, stop: int, on_event: OnEvent
 ) -> Generator[Batch]:
@@ -152,7 +147,7 @@ def training_stream(
         num_images=len(index),
         scale=config.data.scale_range,
     )
-    steps = (step for step in range(start, stop) if not skipping(step + 1, config.skip_steps))
+    steps = (step for step in range(start, stop) if not config.skipped_span(step + 1))
     draws = (draw(step=step).rows(share) for step in steps)
     return _load(config, index, draws, exact=False, on_event=on_event)
 

@@ -149,10 +149,8 @@ class Plan:
 
     def has_updates(self, epoch: int) -> bool:
         """Whether any step of the epoch changes the weights."""
-        from data.loading import skipping  # loads torch, and reports import Validation without it
-
         steps = range(self.last_step_of(epoch - 1) + 1, self.last_step_of(epoch) + 1)
-        return any(skipping(step, self.config.skip_steps) is None for step in steps)
+        return any(self.config.skipped_span(step) is None for step in steps)
 
     def left(self, progress: Progress) -> Left:
         """What the run still has to do."""

@@ -15,7 +15,7 @@ import torch
 from common.errors import Stopped, UserError
 from configs.schema import TrainConfig
 from configs.store import to_dict
-from data.loading import Batch, OnEvent, skipping
+from data.loading import Batch, OnEvent
 from data.sources.index import Dataset
 from engine.checkpoint import (
     BackgroundWriter,
@@ -108,7 +108,7 @@ class Trainer:
         end = min(epoch_end, self.total)
         self.statistics.restart(self.progress.step)
         while self.progress.step < end:
-            if span := skipping(self.progress.step + 1, self.config.skip_steps):
+            if span := self.config.skipped_span(self.progress.step + 1):
                 self.skip_one_step(*span)
             else:
                 self.train_one_step(batches)

@@ -10,7 +10,7 @@ from torch import nn
 
 from common.errors import UserError
 from configs.validate import validate
-from data.loading import Batch, skipping
+from data.loading import Batch
 from engine.distributed import World
 from engine.divergence import learns_nothing, refuse_other_skips, rises, way_on
 from engine.optim import build_optimizer
@@ -85,7 +85,8 @@ def test_steps_that_are_done_keep_their_spans() -> None:
 def test_invalid_spans_are_refused(spans: str) -> None:
     with pytest.raises(UserError, match="must list spans"):
         validate(composed(f"skip_steps={spans}"), 1)
-    spans_of_steps = [skipping(step, [[2, 3], [5, 5]]) for step in range(1, 7)]
+    config = composed("skip_steps=[[2,3],[5,5]]")
+    spans_of_steps = [config.skipped_span(step) for step in range(1, 7)]
     assert spans_of_steps == [None, [2, 3], [2, 3], None, [5, 5], None]
 
 

@@ -210,12 +210,7 @@ class _Planner:
         if self.request.scaled:
             test = test.scaled(config.data.crop)
         out = folder / f"result-{test.name}.json"
-        checkpoint = files[0] if len(files) == 1 else f"[{','.join(map(str, files))}]"
-        arguments = [f"checkpoint={checkpoint}", f"views={test.views}"]
-        arguments += [f"scales={list(test.scales)}".replace(" ", "")]
-        arguments += [f"subset={test.subset}"] if test.subset else []
-        arguments += [f"data.root={root}"] if root else []
-        arguments += [f"out={out}"]
+        arguments = _eval_arguments(test, files, root, out)
         products = [out]
         if save:
             products.append(folder / f"predictions-{test.name}.npz")
@@ -245,6 +240,16 @@ class _Planner:
             multiply_adds=multiply_adds,
         )
         return self.jobs.setdefault(out, job)
+
+
+def _eval_arguments(test: Test, files: Sequence[Path], root: str | None, out: Path) -> list[str]:
+    """The arguments of eval.py for a test of one file, or of several together."""
+    checkpoint = files[0] if len(files) == 1 else f"[{','.join(map(str, files))}]"
+    arguments = [f"checkpoint={checkpoint}", f"views={test.views}"]
+    arguments += [f"scales={list(test.scales)}".replace(" ", "")]
+    arguments += [f"subset={test.subset}"] if test.subset else []
+    arguments += [f"data.root={root}"] if root else []
+    return [*arguments, f"out={out}"]
 
 
 def _forward(config: TrainConfig) -> int:
